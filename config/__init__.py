@@ -1,0 +1,1 @@
+"""The Hydra tree, shipped as package data."""

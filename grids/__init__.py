@@ -1,0 +1,1 @@
+"""Dora grids: one module an experiment, each holding an `explorer`."""

@@ -1,0 +1,292 @@
+"""The command `micro-musicgen`: thin verbs over the library. Heavy imports happen inside the verb that needs them.
+
+Exit codes: 0 done, 2 bad input (one line, no traceback), 130 interrupted, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from micro_musicgen.errors import MicroMusicGenError
+
+app = typer.Typer(
+    name="micro-musicgen",
+    help="Music models small enough to train from scratch at home, on your own sounds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+DEBUG_VARIABLE = "MICRO_MUSICGEN_DEBUG"
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _report(as_json: bool, plain: Any, lines: list[str]) -> None:
+    _say(json.dumps(plain, indent=2, ensure_ascii=False, default=str) if as_json else "\n".join(lines))
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> None:
+    """Check this installation: versions, devices, patches; exit 1 and say what to do when something is wrong."""
+    from micro_musicgen.upstream.doctor import diagnose
+
+    diagnosis = diagnose()
+    _report(as_json, diagnosis.to_dict(), diagnosis.lines())
+    if not diagnosis.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    folder: Annotated[Path, typer.Argument(help="A folder of sounds; its subfolders too.")],
+    name: Annotated[str, typer.Option(help="What to call the data set.")],
+    valid: Annotated[float, typer.Option(help="Share of the audio kept for validation.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Decides which files are kept for validation.")] = 0,
+    min_duration: Annotated[float, typer.Option(help="Skip files shorter than this, seconds.")] = 0.25,
+    min_sample_rate: Annotated[int, typer.Option(help="Skip files below this rate, Hz.")] = 16000,
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set made from another folder.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a data set of a folder: decode every file, drop duplicates, split, write manifests."""
+    from micro_musicgen.console import counting
+    from micro_musicgen.data.prepare import prepare as run
+
+    with counting("reading") as progress:
+        report = run(
+            folder,
+            name,
+            valid_fraction=valid,
+            seed=seed,
+            min_duration_s=min_duration,
+            min_sample_rate=min_sample_rate,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _report(as_json, report.to_dict(), [*report.summary_lines(), f"next: micro-musicgen train {name} --minutes 30"])
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="A data set's name, as given to prepare.")],
+    minutes: Annotated[float, typer.Option(help="Wall time. Speed is measured once; the steps follow from it.")] = 30.0,
+    scale: Annotated[str, typer.Option(help="Size of the LM: nano, tiny, mini, midi, micro.")] = "mini",
+    codec: Annotated[str | None, typer.Option(help="Signature, path or Hub id. Trained here when not given.")] = None,
+    codec_scale: Annotated[str, typer.Option(help="Size of a codec trained here: nano, micro, base.")] = "nano",
+    seed: Annotated[int | None, typer.Option(help="Of weights and order of the data.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="A Hydra override KEY=VALUE for both runs.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print steps, time, memory and disk, and train nothing.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a codec (40 % of the time, unless one is given) and a language model on a data set."""
+    from micro_musicgen import training
+    from micro_musicgen.console import RichReporter, console
+
+    request = training.TrainingRequest(
+        dataset=name,
+        minutes=minutes,
+        scale=scale,
+        codec=codec,
+        codec_scale=codec_scale,
+        seed=seed,
+        overrides=tuple(override or ()),
+    )
+    if dry_run:
+        plan = training.dry_run(request)
+        _report(as_json, plan, _plan_lines(plan))
+        return
+    console.print(f"training on {name} for {minutes:g} minutes; Ctrl-C is safe, the same command goes on", style="dim")
+    folder = training.train(request, RichReporter())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    lines = [
+        f"signature {folder.name}",
+        f"run {folder}",
+        f"best validation cross-entropy {summary['best']['score']:.3f} nat at epoch {summary['best']['epoch']}",
+        f"next: micro-musicgen export {folder.name} --out {name}-release",
+    ]
+    _report(as_json, {"signature": folder.name, "folder": str(folder), "summary": summary}, lines)
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    lines = []
+    for part in ("codec", "lm"):
+        if part in plan:
+            p = plan[part]
+            lines.append(
+                f"{part:5} {p['num_parameters'] / 1e6:8.2f} M parameters  {p['steps']:6d} steps at {p['steps_per_s']:g}/s"
+                f"  {p['minutes']:g} min  {p['memory_mb']} MB memory + activations  {p['disk_mb']} MB disk  on {p['device']}"
+            )
+    return [*lines, "nothing was trained (--dry-run)"]
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Signature, run folder or data set name.")],
+    out: Annotated[Path, typer.Option(help="Release folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="micro, or audiocraft for upstream's .bin files.")] = "micro",
+    name: Annotated[str | None, typer.Option(help="Name on the card; the folder's by default.")] = None,
+    license_id: Annotated[str | None, typer.Option("--license", help="Licence of your weights, for the card.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing release.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a release folder of a trained run: weights, config, card."""
+    from micro_musicgen.release.export import export as write
+
+    folder = write(run, out, form=form, name=name, license_id=license_id, overwrite=overwrite)
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    lines = [f"{size / 1e6:10.2f} MB  {file}" for file, size in files.items()]
+    lines += [f"release {folder}", f"next: micro-musicgen generate {out} -n 4 --duration 8 --out clips"]
+    _report(as_json, {"folder": str(folder), "files": files}, lines)
+
+
+@app.command()
+def generate(
+    release: Annotated[str, typer.Argument(help="Release folder, run, data set name or Hub id.")],
+    num_clips: Annotated[int, typer.Option("-n", "--num", help="How many clips.")] = 4,
+    duration: Annotated[float, typer.Option(help="Seconds a clip.")] = 8.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same files. Drawn when not given.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the WAV files.")] = Path("clips"),
+    temperature: Annotated[float, typer.Option(help="Above 1 is odder, below 1 is safer.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw among the k likeliest codes; 0 for all.")] = 250,
+    top_p: Annotated[float, typer.Option(help="Draw among codes of this total likelihood; 0 for off.")] = 0.0,
+    prompt: Annotated[Path | None, typer.Option(help="An audio file to continue.")] = None,
+    prompt_duration: Annotated[float, typer.Option(help="Seconds of the prompt to start from.")] = 2.0,
+    batch_size: Annotated[int, typer.Option(help="Clips made at once.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; found when not given.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace files of the same name.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Generate clips as WAV files."""
+    from micro_musicgen.console import counting
+    from micro_musicgen.engine.clips import ClipRequest, write_clips
+
+    request = ClipRequest(
+        release=release,
+        num_clips=num_clips,
+        out=out,
+        duration_s=duration,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        prompt=prompt,
+        prompt_duration_s=prompt_duration,
+        batch_size=batch_size,
+        device=device,
+        overwrite=overwrite,
+    )
+    with counting("generating") as progress:
+        written = write_clips(request, progress=progress)
+    _report(as_json, {"seed": written.seed, "files": [str(p) for p in written.files]}, written.lines())
+
+
+@app.command()
+def info(
+    reference: Annotated[str, typer.Argument(help="Release folder, run, checkpoint, data set name or Hub id.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what a run or a release is."""
+    from micro_musicgen.release.info import describe
+
+    facts = describe(reference)
+    _report(as_json, facts, [f"{key:24} {value}" for key, value in facts.items()])
+
+
+@app.command()
+def size(
+    card: Annotated[int, typer.Option(help="Entries of each codebook.")] = 2048,
+    num_codebooks: Annotated[int, typer.Option("--codebooks", help="Codebooks of the codec.")] = 4,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the published sizes: all parameters, those in embeddings and heads, the rest."""
+    from micro_musicgen.lm.scales import SCALES, spec
+
+    rows = []
+    for name in SCALES:
+        shape = spec(name, card=card, num_codebooks=num_codebooks)
+        total, embedding = shape.num_parameters, shape.num_embedding_parameters
+        rows.append({"scale": name, "card": card, "total": total, "embedding": embedding, "rest": total - embedding})
+    lines = [
+        f"{'scale':8}{'dim':>6}{'layers':>8}{'heads':>7}{'total':>14}{'emb + heads':>14}{'rest':>14}   card {card}"
+    ]
+    for row in rows:
+        s = SCALES[str(row["scale"])]
+        shape_text = f"{row['scale']:8}{s.dim:>6}{s.num_layers:>8}{s.num_heads:>7}"
+        lines.append(f"{shape_text}{row['total']:>14,}{row['embedding']:>14,}{row['rest']:>14,}")
+    _report(
+        as_json, rows, [*lines, "micro is larger than midi: its name and shape are kept for checkpoints that exist."]
+    )
+
+
+@app.command()
+def push(
+    release: Annotated[Path, typer.Argument(help="Release folder.")],
+    repo_id: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+) -> None:
+    """Upload a release folder to the Hugging Face Hub."""
+    from micro_musicgen.release.hub import push as upload
+
+    _say(f"pushed to {upload(release, repo_id, private=private)}")
+
+
+@app.command()
+def pull(
+    repo_id: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Download a release folder from the Hugging Face Hub."""
+    from micro_musicgen.release.hub import pull as download
+
+    folder = download(repo_id, out)
+    _say(f"release {folder}\nnext: micro-musicgen generate {out} -n 4 --out clips")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Argument(help="Your own sounds; made-up breakbeats when not given.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the page and everything it shows go.")] = Path("demo"),
+    minutes: Annotated[float | None, typer.Option(help="Training time; chosen for two cores when not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Of sounds, weights and clips.")] = 0,
+) -> None:
+    """Make sounds (or take yours), train a codec and an LM, generate clips, write a page to listen to."""
+    from micro_musicgen.console import RichReporter, console
+    from micro_musicgen.demo.demo import run_demo
+
+    page = run_demo(out, folder=folder, minutes=minutes, seed=seed, reporter=RichReporter(), say=console.print)
+    _say(f"open {page}")
+
+
+def run() -> None:
+    """Runs the command line; the entry point of `micro-musicgen`."""
+    try:
+        app(standalone_mode=False)
+    except MicroMusicGenError as error:
+        _fail(error, str(error), error.exit_code)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of click
+            _fail(error, error.format_message(), 2)
+        _fail(error, f"{type(error).__name__}: {error} (set {DEBUG_VARIABLE}=1 for the traceback)", 1)
+
+
+def _fail(error: BaseException, line: str, code: int) -> None:
+    if os.environ.get(DEBUG_VARIABLE):
+        raise error
+    typer.echo(f"error: {' '.join(line.split())}", err=True)
+    sys.exit(code)

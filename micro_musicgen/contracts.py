@@ -1,0 +1,207 @@
+"""The types that cross seams. Frozen, checked where they are made, trusted everywhere else.
+
+Axes: B batch, C audio channel, L samples, K codebook, T frame, D feature.
+Nothing heavy is imported here: torch appears in annotations only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from micro_musicgen.errors import MicroMusicGenError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_DURATION_S = 600.0
+"""Longest clip a single call gives. Longer pieces are made by continuing a clip."""
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Audio to discrete codes and back. Every codec, ours or a stranger's, is used through this.
+
+    Invariant: `decode(encode(wav))` has the length of `wav` rounded up to a whole number of frames.
+    """
+
+    sample_rate: int
+    channels: int
+    frame_rate: float
+    hop_samples: int
+    num_codebooks: int
+    cardinality: int
+    latent_dim: int
+    content_hash: str
+
+    def encode(self, wav: torch.Tensor) -> torch.Tensor:
+        """Gives int64 codes [B, K, T] of audio [B, C, L]; values in [0, cardinality)."""
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Gives audio [B, C, L] of codes [B, K, T], L = T * hop_samples."""
+
+    def encode_latents(self, wav: torch.Tensor) -> torch.Tensor:
+        """Gives the encoder's continuous latents [B, D, T] of audio [B, C, L], before any quantising."""
+
+    def codes_to_latents(self, codes: torch.Tensor) -> torch.Tensor:
+        """Gives the quantised latents [B, D, T] that codes [B, K, T] stand for."""
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Gives audio [B, C, L] of latents [B, D, T]."""
+
+
+Conditioning = Literal["none", "prefix", "cross"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMSpec:
+    """The shape of a language model over codes: enough to build it, to count it and to check a codec against it."""
+
+    backbone: str = "transformer_lm"
+    dim: int
+    num_heads: int
+    num_layers: int
+    card: int
+    num_codebooks: int
+    ffn_dim: int
+    num_kv_heads: int | None = None
+    pattern: str = "delay"
+    conditioning: Conditioning = "none"
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise MicroMusicGenError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable weights of the bias-free transformer: K*d*(2*card+1) + layers*(4d^2 + 2*d*ffn + 4d) + 2d.
+
+        With the usual ffn = 4d this is DESIGN's formula; cross-attention adds layers*(4d^2 + 2d).
+        """
+        d = self.dim
+        block = 4 * d * d + 2 * d * self.ffn_dim + 4 * d
+        if self.conditioning == "cross":
+            block += 4 * d * d + 2 * d
+        return self.num_embedding_parameters + self.num_layers * block + 2 * d
+
+    @property
+    def num_embedding_parameters(self) -> int:
+        """Weights of the K embedding tables (card + 1 rows) and the K output heads together."""
+        return self.num_codebooks * self.dim * (2 * self.card + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One condition of a batch, embedded. Invariant: a masked position never influences the model.
+
+    embeddings: float [B, S, D]; mask: bool [B, S], True where valid.
+    """
+
+    embeddings: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationParams:
+    """How to sample. Replaced whole, never edited: `params.updated(temperature=0.9)`.
+
+    duration_s: seconds a clip, in (0, 600]. temperature > 0, 1 is the model's own distribution. top_k: sample among
+    the k likeliest codes, 0 for all. top_p: nucleus mass in [0, 1], 0 for off, wins over top_k. greedy: argmax.
+    cfg_coef: guidance, 1 is none. seed: None draws a fresh one. extend_stride_s: seconds that each window moves on
+    when a clip is longer than the trained window.
+    """
+
+    duration_s: float = 8.0
+    temperature: float = 1.0
+    top_k: int = 250
+    top_p: float = 0.0
+    greedy: bool = False
+    cfg_coef: float = 1.0
+    cfg_coef_audio: float | None = None
+    seed: int | None = None
+    extend_stride_s: float | None = None
+
+    def __post_init__(self) -> None:
+        faults = list(self._faults())
+        if faults:
+            raise MicroMusicGenError("; ".join(faults))
+
+    def _faults(self) -> list[str]:
+        faults = []
+        if not 0 < self.duration_s <= MAX_DURATION_S:  # also refuses NaN
+            faults.append(f"duration {self.duration_s:g} s is out of range; give more than 0 and at most 600 seconds")
+        if not self.temperature > 0 or math.isinf(self.temperature):
+            faults.append(f"temperature {self.temperature:g} must be above 0; use greedy for the likeliest code")
+        if self.top_k < 0:
+            faults.append(f"top_k {self.top_k} must be 0 (all codes) or more")
+        if not 0 <= self.top_p <= 1:
+            faults.append(f"top_p {self.top_p:g} must lie in [0, 1]")
+        if self.extend_stride_s is not None and not self.extend_stride_s > 0:
+            faults.append(f"extend_stride {self.extend_stride_s:g} s must be above 0")
+        return faults
+
+    def updated(self, **changes: Any) -> GenerationParams:
+        """Gives a copy with `changes`, checked like a new one.
+
+        Raises:
+            MicroMusicGenError: an unknown name or a value out of range.
+        """
+        known = {f.name for f in fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise MicroMusicGenError(f"unknown generation parameter {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        return replace(self, **changes)
+
+
+RELEASE_FORMAT = "micro_musicgen"
+RELEASE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseConfig:
+    """What `config.json` of a release folder says. Everything needed to build the model without the run it came from.
+
+    lm, codec: builder configs (plain data). codec_reference: set instead of shipping codec.safetensors.
+    window_s: seconds of audio the LM was trained on at once. hashes: sha256 of each weight file. provenance: where
+    it came from (git sha, versions, data-set hash, seed, run signature).
+    """
+
+    lm: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    sample_rate: int
+    window_s: float
+    codec_reference: str | None = None
+    conditioners: Mapping[str, Any] = field(default_factory=dict)
+    decoder: Mapping[str, Any] | None = None
+    frames_per_beat: int | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "untitled"
+    format: str = RELEASE_FORMAT
+    version: int = RELEASE_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives plain data for `config.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ReleaseConfig:
+        """Gives the config that `plain` describes.
+
+        Raises:
+            MicroMusicGenError: another format, a version from the future, a missing or an unknown key.
+        """
+        if plain.get("format") != RELEASE_FORMAT:
+            raise MicroMusicGenError(f"config.json says format {plain.get('format')!r}, expected {RELEASE_FORMAT!r}")
+        version = plain.get("version")
+        if not isinstance(version, int) or not 1 <= version <= RELEASE_VERSION:
+            raise MicroMusicGenError(f"release version {version!r} is not readable here; upgrade micro-musicgen")
+        known = {f.name for f in fields(cls)}
+        required = {"lm", "codec", "sample_rate", "window_s"}
+        faults = [f"unknown key {key!r}" for key in sorted(set(plain) - known)]
+        faults += [f"missing key {key!r}" for key in sorted(required - set(plain))]
+        if faults:
+            raise MicroMusicGenError(f"config.json is not a release: {'; '.join(faults)}")
+        return cls(**plain)

@@ -1,0 +1,191 @@
+"""Token store v1: a data set's codes, encoded once, checked when opened and mapped into memory.
+
+    index.json        {version, codec_hash, card, K, frame_rate, settings, tracks: [{name, path, audio_hash,
+                      duration_s, weight, shard, offset_frames, num_frames, loop}]}
+    shard-00000.bin   int16 little-endian [T, K] per track, one track after the other
+
+The folder's name ends in a key of everything that shapes the codes, so a store is reused or ignored, never updated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from micro_musicgen import paths, storage
+from micro_musicgen.data.manifest import Track
+from micro_musicgen.errors import MicroMusicGenError, MissingFileError
+
+VERSION = 1
+INDEX_NAME = "index.json"
+CODE_DTYPE = np.dtype("<i2")
+MAX_CARD = 1 << 15
+_CHECK_CODES = 1 << 24
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """What besides codec and audio shapes the codes. segment_s: tracks shorter than it are looped."""
+
+    segment_s: float
+    window_s: float = 30.0
+    overlap_s: float = 2.0
+
+
+@dataclass(frozen=True)
+class TokenTrack:
+    """Where one track's codes lie. duration_s: of the audio, before looping. loop: was shorter than a segment."""
+
+    name: str
+    path: str
+    audio_hash: str | None
+    duration_s: float
+    weight: float
+    shard: int
+    offset_frames: int
+    num_frames: int
+    loop: bool
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """An opened store. Invariant: every track lies inside its shard and every code in [0, card)."""
+
+    folder: Path
+    codec_hash: str
+    card: int
+    num_codebooks: int
+    frame_rate: float
+    settings: TokenSettings
+    tracks: tuple[TokenTrack, ...]
+    shards: tuple[npt.NDArray[np.int16], ...]
+
+    def codes(self, index: int) -> npt.NDArray[np.int16]:
+        """Gives the codes [T, K] of track `index`, mapped, not copied."""
+        track = self.tracks[index]
+        return self.shards[track.shard][track.offset_frames : track.offset_frames + track.num_frames]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in all, those of loops counted as often as they were repeated."""
+        return sum(track.num_frames for track in self.tracks)
+
+
+def store_key(codec_hash: str, tracks: Sequence[Track], settings: TokenSettings) -> str:
+    """Gives 16 hex digits of all that shapes a store: the codec, each track's sound, place and weight, the settings."""
+    facts = {
+        "version": VERSION,
+        "codec": codec_hash,
+        "settings": asdict(settings),
+        "tracks": [[track.audio_hash or track.path, track.duration, track.draw_weight] for track in tracks],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def store_folder(dataset: str, split: str, key: str) -> Path:
+    """Gives where the store of one split of a data set lies in the data home."""
+    return paths.tokens_dir() / f"{dataset}-{split}-{key}"
+
+
+def index_dict(store: TokenStore) -> dict[str, Any]:
+    """Gives the content of `index.json`."""
+    return {
+        "version": VERSION,
+        "codec_hash": store.codec_hash,
+        "card": store.card,
+        "K": store.num_codebooks,
+        "frame_rate": store.frame_rate,
+        "settings": asdict(store.settings),
+        "tracks": [asdict(track) for track in store.tracks],
+    }
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Gives the file of one shard."""
+    return folder / f"shard-{shard:05d}.bin"
+
+
+def open_token_store(folder: Path | str) -> TokenStore:
+    """Gives the store in `folder` after checking the index, the size of every shard and the range of every code.
+
+    Raises:
+        MissingFileError: there is no store.
+        MicroMusicGenError: it is damaged, or from a newer version.
+    """
+    folder = Path(folder)
+    if not (folder / INDEX_NAME).is_file():
+        raise MissingFileError(f"{folder} holds no token store (no {INDEX_NAME}); train again to encode the data set")
+    index = storage.read_json(folder / INDEX_NAME)
+    store = _parse(folder, index)
+    for shard, codes in enumerate(store.shards):
+        _check_codes(shard_path(folder, shard), codes, store.card)
+    return store
+
+
+def _parse(folder: Path, index: Any) -> TokenStore:
+    try:
+        version = int(index["version"])
+        if version != VERSION:
+            raise MicroMusicGenError(f"{folder} has version {version}, this is {VERSION}; upgrade or remove the folder")
+        settings = TokenSettings(**index["settings"])
+        tracks = tuple(_parse_track(plain) for plain in index["tracks"])
+        num_codebooks, card = int(index["K"]), int(index["card"])
+        if not (num_codebooks > 0 and 0 < card <= MAX_CARD and tracks):
+            raise ValueError(f"K {num_codebooks}, card {card}, {len(tracks)} tracks")
+        num_shards = 1 + max(track.shard for track in tracks)
+        shards = tuple(_map_shard(folder, shard, tracks, num_codebooks) for shard in range(num_shards))
+        return TokenStore(
+            folder, str(index["codec_hash"]), card, num_codebooks, float(index["frame_rate"]), settings, tracks, shards
+        )
+    except MicroMusicGenError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / INDEX_NAME, f"{type(error).__name__}: {error}") from error
+
+
+def _parse_track(plain: Mapping[str, Any]) -> TokenTrack:
+    track = TokenTrack(**{field.name: plain[field.name] for field in fields(TokenTrack)})
+    places = (track.shard, track.offset_frames, track.num_frames)
+    if not all(type(place) is int and place >= 0 for place in places) or track.num_frames < 1:
+        raise ValueError(f"track {track.name} lies at {places}")
+    if not (track.duration_s > 0 and track.weight >= 0):
+        raise ValueError(f"track {track.name} has duration {track.duration_s}, weight {track.weight}")
+    return track
+
+
+def _map_shard(folder: Path, shard: int, tracks: Sequence[TokenTrack], num_codebooks: int) -> npt.NDArray[np.int16]:
+    """Gives a shard [T, K], mapped, after checking that its tracks fill it exactly."""
+    path = shard_path(folder, shard)
+    end = 0
+    for track in tracks:
+        if track.shard != shard:
+            continue
+        if track.offset_frames != end:
+            raise ValueError(f"track {track.name} begins at frame {track.offset_frames} of {path.name}, not at {end}")
+        end += track.num_frames
+    expected = end * num_codebooks * CODE_DTYPE.itemsize
+    found = path.stat().st_size if path.is_file() else None
+    if found != expected or not expected:
+        raise _damaged(path, "missing" if found is None else f"{found} bytes, the index says {expected}")
+    return np.memmap(path, dtype=CODE_DTYPE, mode="r", shape=(end, num_codebooks))
+
+
+def _check_codes(path: Path, codes: npt.NDArray[np.int16], card: int) -> None:
+    flat = codes.reshape(-1)
+    for start in range(0, len(flat), _CHECK_CODES):
+        piece = flat[start : start + _CHECK_CODES]
+        low, high = int(piece.min()), int(piece.max())
+        if low < 0 or high >= card:
+            wrong = low if low < 0 else high
+            raise _damaged(path, f"code {wrong} is outside [0, {card})")
+
+
+def _damaged(path: Path, reason: str) -> MicroMusicGenError:
+    return MicroMusicGenError(f"token store {path} is damaged ({reason}); remove {path.parent} and train again")

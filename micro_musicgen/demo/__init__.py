@@ -1,0 +1,1 @@
+"""The whole main job on one page: sounds, codec, language model, clips, numbers."""

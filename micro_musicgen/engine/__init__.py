@@ -1,0 +1,1 @@
+"""Playing models: from codes to clips, behind audiocraft's API."""

@@ -1,0 +1,73 @@
+"""Builds a language model over codes from plain config data, and reads its shape back.
+
+The modules are audiocraft's own `LMModel`, so that weights move between the two projects unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from micro_musicgen.contracts import LMSpec
+from micro_musicgen.errors import MicroMusicGenError
+
+if TYPE_CHECKING:
+    import torch
+    from omegaconf import DictConfig
+
+CONFIG_KEYS = (
+    "lm_model",
+    "transformer_lm",
+    "codebooks_pattern",
+    "classifier_free_guidance",
+    "attribute_dropout",
+    "fuser",
+    "conditioners",
+)
+"""The groups of the Hydra config that decide what the model is. A release keeps these and nothing else."""
+
+
+def lm_config(cfg: DictConfig) -> dict[str, Any]:
+    """Gives the part of a run's config from which `build_lm` makes the same model, as plain resolved data."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(CONFIG_KEYS)), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def lm_spec(config: Mapping[str, Any]) -> LMSpec:
+    """Gives the shape that a config (as `lm_config` gives it) describes."""
+    shape = config["transformer_lm"]
+    fuser = config.get("fuser") or {}
+    return LMSpec(
+        backbone=config["lm_model"],
+        dim=shape["dim"],
+        num_heads=shape["num_heads"],
+        num_layers=shape["num_layers"],
+        ffn_dim=int(shape["hidden_scale"] * shape["dim"]),
+        card=shape["card"],
+        num_codebooks=shape["n_q"],
+        pattern=config["codebooks_pattern"]["modeling"],
+        conditioning="cross" if fuser.get("cross") else "prefix" if fuser.get("prepend") else "none",
+    )
+
+
+def build_lm(config: Mapping[str, Any], *, window_s: float, device: torch.device | str = "cpu") -> Any:
+    """Gives an untrained audiocraft `LMModel` (fp32) on `device`.
+
+    config: as `lm_config` gives it. window_s: the trained window in seconds, which some conditioners size by.
+
+    Raises:
+        MicroMusicGenError: the config names something that no builder knows.
+    """
+    from omegaconf import OmegaConf
+
+    from micro_musicgen.upstream import audiocraft_module
+
+    builders = audiocraft_module("models.builders")
+    full = {**config, "device": str(device), "dtype": "float32", "dataset": {"segment_duration": window_s}}
+    try:
+        return builders.get_lm_model(OmegaConf.create(full))
+    except KeyError as error:
+        raise MicroMusicGenError(f"cannot build the language model: {error.args[0]}") from error

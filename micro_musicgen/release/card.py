@@ -1,0 +1,140 @@
+"""The README.md of a release: what the model is, how to play it, and what may be done with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from micro_musicgen.codec.pretrained import KNOWN
+from micro_musicgen.contracts import LMSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card is written from.
+
+    license_id: what the maker chose for the weights, None when nothing was chosen: then nothing is claimed.
+    pretrained_codec: the name of a codec that is not part of the release. num_codec_parameters: None when unknown.
+    """
+
+    name: str
+    form: str
+    spec: LMSpec
+    num_lm_parameters: int
+    num_codec_parameters: int | None
+    pretrained_codec: str | None
+    sample_rate: int
+    window_s: float
+    license_id: str | None
+    provenance: Mapping[str, Any]
+
+
+def render_card(facts: CardFacts) -> str:
+    """Gives the card as Markdown with the YAML front matter that the Hub reads."""
+    sections = [_front_matter(facts), _opening(facts), _play(facts), _sizes(facts), _sounds(facts), _licence(facts)]
+    return "\n\n".join([*sections, _limits(facts)]) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    lines = ["---", f"license: {facts.license_id or 'other'}"]
+    if facts.license_id is None:
+        lines.append("license_name: not-stated")
+    tags = ["audio", "music", "musicgen", "micro-musicgen"]
+    if facts.spec.conditioning == "none":
+        tags.append("unconditional-audio-generation")
+    lines += ["library_name: micro-musicgen", "tags:", *(f"- {tag}" for tag in tags), "---"]
+    return "\n".join(lines)
+
+
+def _opening(facts: CardFacts) -> str:
+    kind = "without any prompt" if facts.spec.conditioning == "none" else "from text"
+    title = " ".join(facts.name.split())
+    return (
+        f"# {title}\n\nA small language model over audio codes that makes music {kind}: mono, {facts.sample_rate} Hz, "
+        f"trained on {facts.window_s:g} seconds at a time. Made with micro_musicgen."
+    )
+
+
+def _play(facts: CardFacts) -> str:
+    here = json.dumps("PATH/OR/HUB-ID")
+    ours = (
+        "from micro_musicgen import MicroMusicGen\n"
+        f"wav = MicroMusicGen.get_pretrained({here}).generate_unconditional(4)  # [4, 1, samples]"
+    )
+    upstream = (
+        "import micro_musicgen.upstream  # mends audiocraft 1.3.0 for current torch\n"
+        "from audiocraft.models import MusicGen\n"
+        f"wav = MusicGen.get_pretrained({here}).generate_unconditional(4)"
+    )
+    code = upstream if facts.form == "audiocraft" else ours
+    command = "micro-musicgen generate PATH/OR/HUB-ID -n 4 --duration 8 --out clips"
+    return f"## Play it\n\n```python\n{code}\n```\n\nOr: `{command}`"
+
+
+def _sizes(facts: CardFacts) -> str:
+    spec = facts.spec
+    embedding = spec.num_embedding_parameters
+    codec = "fetched by name" if facts.num_codec_parameters is None else f"{facts.num_codec_parameters:,} parameters"
+    rows = [
+        ("language model", f"{facts.num_lm_parameters:,} parameters"),
+        ("of these in embeddings and output heads", f"{embedding:,}"),
+        ("the rest", f"{facts.num_lm_parameters - embedding:,}"),
+        ("shape", f"{spec.num_layers} layers, width {spec.dim}, {spec.num_heads} heads"),
+        ("codes", f"{spec.num_codebooks} codebooks of {spec.card}"),
+        ("codec", codec),
+    ]
+    return "## Size\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _sounds(facts: CardFacts) -> str:
+    sounds = facts.provenance.get("sounds") or {}
+    run = facts.provenance.get("run") or {}
+    lines = []
+    for split, what in (("train", "training"), ("valid", "validation")):
+        if sounds.get(split):
+            lines.append(f"- {what}: {sounds[split]['files']} files, {_length(sounds[split]['hours'])}")
+    if run.get("updates"):
+        lines.append(f"- {run['updates']} steps, run `{run['signature']}`, seed {run['seed']}")
+    lines = lines or ["- not recorded"]
+    return "## Trained on\n\n" + "\n".join([*lines, "", "Say here what the sounds are and where they come from."])
+
+
+def _length(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+
+
+def _licence(facts: CardFacts) -> str:
+    if facts.license_id is None:
+        weights = (
+            "Weights: nobody has chosen a licence yet, so none is claimed. If they are yours to give away, put one in "
+            "the first lines of this file (for example `license: cc0-1.0` or `license: cc-by-4.0`, and remove "
+            "`license_name`), or export again with `--license cc-by-4.0`."
+        )
+    else:
+        weights = f"Weights: {facts.license_id}, as chosen by the maker."
+    return f"## Licence\n\n{weights}\n\n{_codec_licence(facts.pretrained_codec)}"
+
+
+def _codec_licence(pretrained: str | None) -> str:
+    if pretrained is None:
+        return (
+            "Codec: trained from scratch by the maker and part of these weights; nobody else's licence applies to it."
+        )
+    known = KNOWN.get(pretrained)
+    terms = f"is published under {known}" if known else "has a licence of its own; see its page"
+    tail = ", which does not allow commercial use" if known and "NC" in known else ""
+    return (
+        f"Codec: [{pretrained}](https://huggingface.co/{pretrained}) is fetched by name, is not part of this release, "
+        f"and {terms}{tail}. That holds for whatever is played through it."
+    )
+
+
+def _limits(facts: CardFacts) -> str:
+    return (
+        "## Limits\n\n"
+        "- It knows the sounds it was trained on and little else, and may repeat parts of them.\n"
+        f"- It learned {facts.window_s:g} seconds at a time; longer clips are overlapping windows and may drift.\n"
+        "- The codec loses detail, most of all in high frequencies and sharp attacks."
+    )

@@ -1,0 +1,99 @@
+"""From a reference to a model that plays: language model and codec, built, filled and fitting each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from micro_musicgen import weights
+from micro_musicgen.codec.parts import CodecParts
+from micro_musicgen.codec.resolve import build_codec
+from micro_musicgen.contracts import Codec, LMSpec
+from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.lm.builder import build_lm, lm_spec
+from micro_musicgen.release.source import ModelParts, read_parts
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRelease:
+    """A model ready to play. Invariant: the codec's codes are the ones that the LM models.
+
+    lm: audiocraft's LMModel, fp32, in evaluation mode. window_s: seconds that it was trained on at once.
+    """
+
+    name: str
+    lm: nn.Module
+    codec: Codec
+    spec: LMSpec
+    window_s: float
+    source: str
+
+
+def load_release(reference: str | Path, device: torch.device | str = "cpu") -> LoadedRelease:
+    """Gives the model that `reference` names, on `device`.
+
+    reference: a release folder (ours or audiocraft's), a Hub id, or a run: signature, folder, data set name.
+
+    Raises:
+        MissingFileError: nothing of that name exists, or a file of it is missing.
+        MissingExtraError: it needs a library that is not installed.
+        MicroMusicGenError: a file is damaged or was changed, or codec and LM don't fit.
+    """
+    found = read_parts(reference)
+    lm = build_model(found)
+    codec_parts = found.codec()
+    codec = build_codec(codec_parts, device)
+    spec = lm_spec(found.lm)
+    check_fit(spec, codec, found, codec_parts)
+    return LoadedRelease(
+        name=found.name, lm=lm.to(device), codec=codec, spec=spec, window_s=found.window_s, source=found.source
+    )
+
+
+def build_model(found: ModelParts) -> nn.Module:
+    """Gives the language model made of `found`, on the CPU.
+
+    Raises:
+        MicroMusicGenError: weights and config don't belong together.
+    """
+    weights.check_depths(found.lm, found.shapes, source=found.source)
+    if found.lm["conditioners"]:
+        return _build_conditioned(found)
+    return weights.fill_module(
+        lambda device: build_lm(found.lm, window_s=found.window_s, device=device),
+        found.read_lm,
+        found.shapes,
+        source=found.source,
+    )
+
+
+def _build_conditioned(found: ModelParts) -> nn.Module:
+    """Builds with real memory: conditioners load models of their own while they are built, which meta would undo."""
+    model: nn.Module = build_lm(found.lm, window_s=found.window_s)
+    weights.check_shapes(model, found.shapes, source=found.source)
+    model.load_state_dict(found.read_lm())
+    return model.eval()
+
+
+def check_fit(spec: LMSpec, codec: Codec, found: ModelParts, codec_parts: CodecParts) -> None:
+    """Refuses a codec whose codes are not the ones that the LM models.
+
+    Raises:
+        MicroMusicGenError: naming both and every difference.
+    """
+    pairs: tuple[tuple[str, Any, Any], ...] = (
+        ("codebooks", codec.num_codebooks, spec.num_codebooks),
+        ("codes per codebook", codec.cardinality, spec.card),
+        ("Hz", codec.sample_rate, found.sample_rate),
+    )
+    faults = [f"{here} {what} against {there}" for what, here, there in pairs if here != there]
+    if faults:
+        raise MicroMusicGenError(
+            f"codec {codec_parts.pretrained or codec_parts.source} does not fit the language model {found.source}: "
+            f"{', '.join(faults)}; name the codec that the model was trained on"
+        )

@@ -1,0 +1,89 @@
+"""Where a release comes from: the run, the sounds, the software. Plain data; nothing names a path of the maker's."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import micro_musicgen
+from micro_musicgen.data.manifest import Track, read_manifest
+from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.upstream import patcher
+
+PACKAGES = ("micro-musicgen", "audiocraft", "torch", "torchaudio", "safetensors", "numpy")
+
+
+def software() -> dict[str, Any]:
+    """Gives package versions, the state of every patch and, in a checkout, the commit."""
+    return {
+        "packages": {name: _version(name) for name in PACKAGES},
+        "patches": {name: report.status for name, report in sorted(patcher().reports.items())},
+        "git_sha": _git_sha(Path(micro_musicgen.__file__).resolve().parent.parent),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _git_sha(folder: Path) -> str | None:
+    """Gives the commit of the checkout whose root is `folder`; None when it is none. A package that is installed
+    somewhere inside another repository is not taken for that one.
+    """
+    if not (folder / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def run_facts(state: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives what a checkpoint says about its run: signature, seed, steps, best validation score, versions then."""
+    best = state["best"]
+    return {
+        "signature": state["signature"],
+        "solver": state["solver"],
+        "seed": config.get("seed"),
+        "updates": state["training"].get("updates_done"),
+        "best": {"epoch": best["epoch"], "score": best["score"]},
+        "made_with": state["provenance"],
+    }
+
+
+def sound_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives name, file count, hours and hash of the data set in a run's config; what is gone by now is None.
+
+    The hash covers durations and contents (where the manifest knows them), not paths: moving files changes nothing.
+    """
+    source = config.get("datasource") or {}
+    folders = {split: source.get(split) for split in ("train", "valid")}
+    name = Path(str(folders["train"])).parent.name if folders["train"] else None
+    facts: dict[str, Any] = {"name": name, "hash": None}
+    digest = hashlib.sha256()
+    for split, folder in folders.items():
+        tracks = _tracks(folder)
+        if tracks is None:
+            return {**facts, "hash": None}
+        facts[split] = {"files": len(tracks), "hours": round(sum(track.duration for track in tracks) / 3600, 4)}
+        for track in tracks:
+            identity = track.audio_hash or Path(track.path).name
+            digest.update(f"{split} {identity} {track.duration:.6f} {track.sample_rate}\n".encode())
+    return {**facts, "hash": digest.hexdigest()[:16]}
+
+
+def _tracks(folder: str | None) -> list[Track] | None:
+    try:
+        return None if folder is None else read_manifest(folder)
+    except MicroMusicGenError:
+        return None

@@ -1,0 +1,165 @@
+"""The Dora entry: `dora -P micro_musicgen run solver=... dset=...`.
+
+Composes the Hydra tree that ships with the package together with the data sets in the user's home, settles what
+depends on the machine (device, autocast, threads), and hands the config to the solver that it names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import flashy
+from dora.hydra import HydraMain
+from dora.xp import XP
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from micro_musicgen import paths
+from micro_musicgen.errors import MicroMusicGenError
+
+if TYPE_CHECKING:
+    from micro_musicgen.solvers.base import Solver
+    from micro_musicgen.solvers.progress import Reporter
+
+logger = logging.getLogger(__name__)
+
+
+class HomeSearchPath(SearchPathPlugin):
+    """Lets Hydra find `dset/audio/NAME.yaml` in the data home, wherever the package is installed."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Adds the data home behind the package's own tree."""
+        search_path.append(provider="micro_musicgen", path=f"file://{paths.home()}")
+
+
+if HomeSearchPath not in Plugins.instance().discover(SearchPathPlugin):
+    Plugins.instance().register(HomeSearchPath)
+OmegaConf.register_new_resolver("micro_home", lambda: str(paths.runs_dir()), replace=True)
+
+
+def get_solver(cfg: DictConfig, reporter: Reporter | None = None) -> Solver:
+    """Gives the solver that `cfg.solver` names, built and not yet restored. Call it inside an experiment.
+
+    Raises:
+        MicroMusicGenError: an unknown solver, or a config that it cannot use.
+    """
+    import torch
+
+    from micro_musicgen.solvers import solvers
+    from micro_musicgen.solvers.machine import settle
+
+    if OmegaConf.is_missing(cfg, "solver"):
+        raise MicroMusicGenError("no solver given; add solver=musicgen/micro_32khz or solver=compression/micro_32khz")
+    for key in ("train", "valid"):
+        if OmegaConf.is_missing(cfg.datasource, key):
+            raise MicroMusicGenError("no data set given; run `micro-musicgen prepare`, then add dset=audio/NAME")
+    settle(cfg)
+    torch.manual_seed(cfg.seed)
+    torch.set_num_threads(cfg.num_threads)
+    solver: Solver = solvers.get(cfg.solver)(cfg, reporter)
+    return solver
+
+
+def run_xp(argv: list[str], reporter: Reporter | None = None) -> Path:
+    """Gives the folder of the experiment that `argv` (Hydra overrides) describes, after running or resuming it.
+
+    What `dora run` does, from Python: the same signature, the same folder.
+    """
+    xp = main.experiment(argv)
+    main.init_xp(xp)
+    with xp.enter(), _log_to_file(Path(xp.folder) / "solver.log.0"):
+        get_solver(xp.cfg, reporter).run()
+    return Path(xp.folder)
+
+
+@contextlib.contextmanager
+def _log_to_file(path: Path) -> Iterator[None]:
+    """Sends the log to a file only, so that the terminal is left to the reporter's bar."""
+    root = logging.getLogger()
+    kept, level = list(root.handlers), root.level
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        handler.close()
+        root.handlers[:] = kept
+        root.setLevel(level)
+
+
+class Main(HydraMain):  # type: ignore[misc]
+    """Dora's view of this project, with mistakes in overrides told in one line."""
+
+    def experiment(self, argv: Sequence[str]) -> XP:
+        """Gives the experiment that the overrides `argv` describe.
+
+        Raises:
+            MicroMusicGenError: an override that is none, an unknown key or choice, or a mandatory key not given.
+        """
+        for argument in argv:
+            if "=" not in argument:
+                raise MicroMusicGenError(f"{argument!r} is not an override; write KEY=VALUE, as in dset=audio/jungle")
+        try:
+            return super().get_xp(argv)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise MicroMusicGenError(_one_line(error)) from error
+
+    def get_xp(self, argv: Sequence[str]) -> XP:
+        """What Dora's commands call: `experiment`, ending the process with exit code 2 where the overrides are wrong."""
+        try:
+            return self.experiment(argv)
+        except MicroMusicGenError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(error.exit_code)
+
+
+def _one_line(error: Exception) -> str:
+    key = getattr(error, "full_key", None)
+    if key and "Missing mandatory value" in str(error):
+        hint = "dset=audio/NAME (micro-musicgen prepare makes one)" if key.startswith("datasource") else f"{key}=VALUE"
+        return f"{key} is not set; add {hint}"
+    text = " ".join(str(error).split("Config search path")[0].split())
+    choice = re.search(r"Could not find '([\w/.-]+)/([\w.-]+)'", text)
+    if choice:
+        group, name = choice.groups()
+        folders = (paths.config_dir() / group, paths.home() / group)
+        known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")} - {"default"})
+        return f"{group}={name} is not there; known: {', '.join(known) or 'none'}"
+    return text
+
+
+def _run_experiment(cfg: DictConfig) -> Any:
+    """Runs one experiment: the function that Dora calls."""
+    flashy.setup_logging(level=str(cfg.logging.level).upper(), log_name="solver.log.{rank}")
+    flashy.distrib.init()
+    try:
+        solver = get_solver(cfg)
+        if cfg.show:
+            solver.show()
+            return None
+        if cfg.execute_only:
+            return solver.run_only(cfg.execute_only)
+        return solver.run()
+    except MicroMusicGenError as error:
+        logger.error("%s", error)
+        sys.exit(error.exit_code)
+
+
+main = Main(_run_experiment, config_name="config", config_path=str(paths.config_dir()), version_base="1.3")
+main.dora.dir = paths.runs_dir()
+main.dora.grid_package = "micro_musicgen.grids"
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""From a prepared data set to a trained model, for people who don't want to know Dora.
+
+Both runs go through Dora all the same: same folders, same signatures, resumable by either door.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from micro_musicgen import paths, references, storage
+from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.lm import scales
+
+if TYPE_CHECKING:
+    from micro_musicgen.solvers.progress import Reporter
+
+CODEC_SHARE = 0.4
+"""Share of the minutes that the codec gets when it is trained too."""
+
+CODEC_SCALES = ("nano", "micro", "base")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest:
+    """What `micro-musicgen train` was asked for.
+
+    minutes: wall time, None to follow the configs' epochs. codec: a reference; None trains one on the data set, or
+    takes the one already trained on it. overrides: Hydra overrides for both runs.
+    """
+
+    dataset: str
+    minutes: float | None = 30.0
+    scale: str = "mini"
+    codec: str | None = None
+    codec_scale: str = "nano"
+    seed: int | None = None
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.scale not in scales.SCALES:
+            raise MicroMusicGenError(f"unknown scale {self.scale!r}; known: {', '.join(scales.SCALES)}")
+        if self.codec_scale not in CODEC_SCALES:
+            raise MicroMusicGenError(f"unknown codec scale {self.codec_scale!r}; known: {', '.join(CODEC_SCALES)}")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise MicroMusicGenError(f"--minutes {self.minutes:g} must be above 0")
+        if not (paths.dset_dir() / "audio" / f"{self.dataset}.yaml").is_file():
+            raise MicroMusicGenError(
+                f"no data set {self.dataset!r} in {paths.dset_dir()}; make it: micro-musicgen prepare FOLDER "
+                f"--name {self.dataset}"
+            )
+
+
+def train(request: TrainingRequest, reporter: Reporter | None = None) -> Path:
+    """Gives the LM's run folder after training codec (where needed) and LM. Starting again resumes, or extends.
+
+    Raises:
+        MicroMusicGenError: the request cannot be met; nothing that exists is touched.
+    """
+    from micro_musicgen.train import run_xp
+
+    codec = request.codec or _trained_codec(request)
+    lm_minutes = request.minutes
+    if codec is None:
+        minutes = None if request.minutes is None else request.minutes * CODEC_SHARE
+        folder = run_xp(codec_overrides(request, minutes), reporter)
+        codec = f"//sig/{folder.name}"
+        lm_minutes = None if request.minutes is None else request.minutes * (1 - CODEC_SHARE)
+    return run_xp(lm_overrides(request, codec, lm_minutes), reporter)
+
+
+def _trained_codec(request: TrainingRequest) -> str | None:
+    """Gives the data set's newest codec when its run is complete; None when one has to be trained or finished."""
+    folder = references.newest_run(request.dataset, solver="compression")
+    if folder is None:
+        return None
+    summary = storage.read_json(folder / "summary.json")
+    wanted = f"model=encodec/{request.codec_scale}_32khz"
+    complete = summary["updates_done"] >= summary["total_updates"]
+    return f"//sig/{folder.name}" if complete and wanted in summary["argv"] else None
+
+
+def codec_overrides(request: TrainingRequest, minutes: float | None) -> list[str]:
+    """Gives the Hydra overrides of the codec's run, as they would be typed after `dora run`."""
+    argv = [
+        "solver=compression/micro_32khz",
+        f"model=encodec/{request.codec_scale}_32khz",
+        f"dset=audio/{request.dataset}",
+    ]
+    return argv + _common(request, minutes)
+
+
+def lm_overrides(request: TrainingRequest, codec: str, minutes: float | None) -> list[str]:
+    """Gives the Hydra overrides of the LM's run; the codec decides card and number of codebooks."""
+    from micro_musicgen.codec.resolve import load_codec
+
+    loaded = load_codec(codec)
+    argv = [
+        "solver=musicgen/micro_32khz",
+        f"model/lm/model_scale={request.scale}",
+        "conditioner=none",
+        f"dset=audio/{request.dataset}",
+        f"compression_model_checkpoint={codec if codec.startswith('//') else _quoted(codec)}",
+        f"transformer_lm.card={loaded.cardinality}",
+        f"transformer_lm.n_q={loaded.num_codebooks}",
+    ]
+    return argv + _common(request, minutes)
+
+
+def _common(request: TrainingRequest, minutes: float | None) -> list[str]:
+    argv = [] if minutes is None else [f"optim.minutes={minutes:g}"]
+    argv += [] if request.seed is None else [f"seed={request.seed}"]
+    return argv + list(request.overrides)
+
+
+def _quoted(value: str) -> str:
+    """Gives `value` as a Hydra string, so that spaces, colons and umlauts in a path stay part of it."""
+    path = Path(value).expanduser()
+    value = str(path.resolve()) if path.exists() else value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def dry_run(request: TrainingRequest) -> dict[str, Any]:
+    """Gives what `train` would do on this machine: steps, minutes, memory and disk for each model. Writes nothing."""
+    from micro_musicgen.solvers.estimate import estimate_codec, estimate_lm
+    from micro_musicgen.train import main
+
+    codec = request.codec or _trained_codec(request)
+    plan: dict[str, Any] = {"dataset": request.dataset, "request": asdict(request)}
+    lm_minutes = request.minutes
+    if codec is None:
+        minutes = None if request.minutes is None else request.minutes * CODEC_SHARE
+        lm_minutes = None if request.minutes is None else request.minutes * (1 - CODEC_SHARE)
+        argv = codec_overrides(request, minutes)
+        cfg = main.experiment(argv).cfg
+        plan["codec"] = {"argv": argv, **estimate_codec(cfg, minutes)}
+        card, num_codebooks = cfg.rvq.bins, cfg.rvq.n_q
+        argv = [
+            "solver=musicgen/micro_32khz",
+            f"model/lm/model_scale={request.scale}",
+            f"dset=audio/{request.dataset}",
+            f"transformer_lm.card={card}",
+            f"transformer_lm.n_q={num_codebooks}",
+            *_common(request, lm_minutes),
+        ]
+    else:
+        argv = lm_overrides(request, codec, lm_minutes)
+    plan["lm"] = {"argv": argv, **estimate_lm(main.experiment(argv).cfg, lm_minutes)}
+    return plan

@@ -1,0 +1,121 @@
+"""Every way to name a codec gives the same codec; every wrong way gives one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fixtures_models as models
+import pytest
+import torch
+
+from micro_musicgen import checkpoints, references, storage
+from micro_musicgen.codec.encodec import EncodecCodec
+from micro_musicgen.codec.resolve import load_codec, read_codec
+from micro_musicgen.contracts import Codec
+from micro_musicgen.errors import MicroMusicGenError, MissingExtraError, MissingFileError
+from micro_musicgen.upstream.packages import write_package, write_pretrained_package
+
+
+def noise(num_samples: int = 6400) -> torch.Tensor:
+    return torch.randn(1, 1, num_samples, generator=torch.Generator().manual_seed(0)) * 0.1
+
+
+def test_a_run_gives_the_codec_that_was_trained(home: Path) -> None:
+    folder = models.write_codec_run()
+    built = EncodecCodec(models.make_codec_model(), models.codec_config())
+    for reference in (str(folder), "c0dec000", "//sig/c0dec000", "jungle", str(folder / references.CHECKPOINT_NAME)):
+        codec = load_codec(reference)
+        assert isinstance(codec, Codec)
+        assert codec.content_hash == built.content_hash
+        codes = codec.encode(noise())
+        assert codes.shape == (1, 4, 10) and codes.dtype == torch.int64
+        assert torch.equal(codes, built.encode(noise()))
+        assert torch.equal(codec.decode(codes), built.decode(codes))
+        assert codec.decode(codes).shape == (1, 1, 6400)
+
+
+def test_latents_lead_to_the_same_audio_as_codes(home: Path) -> None:
+    models.write_codec_run()
+    codec = load_codec("c0dec000")
+    codes = codec.encode(noise())
+    latents = codec.codes_to_latents(codes)
+    assert latents.shape == (1, codec.latent_dim, 10)
+    assert codec.encode_latents(noise()).shape == latents.shape
+    assert torch.allclose(codec.decode_latents(latents), codec.decode(codes), atol=1e-6)
+
+
+def test_a_language_models_run_stands_for_its_codec(home: Path) -> None:
+    run, codec = models.write_models()
+    assert load_codec(str(run)).content_hash == load_codec(str(codec)).content_hash
+
+
+def test_references_in_a_circle_are_refused(home: Path) -> None:
+    models.write_lm_run("abcd0123", codec="//sig/abcd0123")
+    with pytest.raises(MicroMusicGenError, match="leads from one reference to the next"):
+        load_codec("abcd0123")
+
+
+def test_audiocrafts_package_gives_the_same_codec(home: Path, tmp_path: Path) -> None:
+    run = models.write_codec_run()
+    config = {**models.codec_config(), "device": "cpu", "solver": "compression", "optim": {"lr": 1e-3}}
+    write_package(tmp_path / "compression_state_dict.bin", models.make_codec_model().state_dict(), config)
+    for reference in (tmp_path, tmp_path / "compression_state_dict.bin"):
+        assert load_codec(reference).content_hash == load_codec(run).content_hash
+
+
+def test_a_pretrained_codec_is_known_by_name_alone(home: Path, tmp_path: Path) -> None:
+    write_pretrained_package(tmp_path / "compression_state_dict.bin", "facebook/encodec_32khz")
+    for reference in (tmp_path, "//pretrained/facebook/encodec_32khz", "facebook/encodec_32khz"):
+        assert read_codec(reference).pretrained == "facebook/encodec_32khz"
+
+
+def test_a_pretrained_codec_needs_an_extra(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("micro_musicgen.codec.pretrained.version", version)
+    with pytest.raises(MissingExtraError, match=r"pip install 'micro-musicgen\[text\]'"):
+        load_codec("//pretrained/facebook/encodec_32khz")
+
+
+def test_a_folder_without_a_codec(home: Path, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "state_dict.bin")
+    with pytest.raises(MissingFileError, match="holds no codec"):
+        load_codec(tmp_path)
+
+
+def test_somebody_elses_config(home: Path, tmp_path: Path) -> None:
+    storage.write_json(tmp_path / "config.json", {"model_type": "bert"})
+    with pytest.raises(MicroMusicGenError, match="holds no codec"):
+        load_codec(tmp_path)
+
+
+def test_weights_of_another_size(home: Path) -> None:
+    folder = models.write_codec_run()
+    path = folder / references.CHECKPOINT_NAME
+    state = checkpoints.load(path)
+    state["config"] = state["config"].replace("bins: 64", "bins: 128")
+    checkpoints.save(state, path)
+    with pytest.raises(MicroMusicGenError, match=r"c0dec000.* is \(64,\), expected \(128,\)"):
+        load_codec(folder)
+
+
+def test_an_absurd_depth_is_refused_before_anything_is_built(home: Path) -> None:
+    folder = models.write_codec_run()
+    path = folder / references.CHECKPOINT_NAME
+    state = checkpoints.load(path)
+    state["config"] = state["config"].replace("n_q: 4", "n_q: 4000000000")
+    checkpoints.save(state, path)
+    with pytest.raises(MicroMusicGenError, match="n_q 4000000000"):
+        load_codec(folder)
+
+
+def test_the_base_codec_has_the_published_size() -> None:
+    """EnCodec 32 kHz mono, as audiocraft publishes it: 56,884,674 parameters, counted without allocating them."""
+    from micro_musicgen.codec.builder import build_codec_model
+
+    with torch.device("meta"):
+        model = build_codec_model(models.codec_config(bins=2048, n_filters=64, dimension=128), device="meta")
+    assert sum(p.numel() for p in model.parameters()) == 56_884_674
