@@ -1,7 +1,7 @@
 """Music models small enough to train from scratch at home, on your own sounds.
 
-`from micro_musicgen import MicroMusicGen` is the way in from Python. The name is looked up when it is asked for, so that
-`import micro_musicgen` costs neither torch nor audiocraft.
+`from micro_musicgen import MicroMusicGen` is the way in from Python. The name is looked up when it is asked for, so
+that `import micro_musicgen` costs neither torch nor audiocraft.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -50,10 +50,11 @@ def doctor(as_json: JsonFlag = False) -> None:
 def prepare(
     folder: Annotated[Path, typer.Argument(help="A folder of sounds; its subfolders too.")],
     name: Annotated[str, typer.Option(help="What to call the data set.")],
-    valid: Annotated[float, typer.Option(help="Share of the audio kept for validation.")] = 0.1,
+    valid_fraction: Annotated[float, typer.Option(help="Share of the audio kept for validation.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Decides which files are kept for validation.")] = 0,
     min_duration: Annotated[float, typer.Option(help="Skip files shorter than this, seconds.")] = 0.25,
     min_sample_rate: Annotated[int, typer.Option(help="Skip files below this rate, Hz.")] = 16000,
+    keep_silence: Annotated[bool, typer.Option(help="Keep files that are silent throughout.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a data set made from another folder.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -65,10 +66,11 @@ def prepare(
         report = run(
             folder,
             name,
-            valid_fraction=valid,
+            valid_fraction=valid_fraction,
             seed=seed,
             min_duration_s=min_duration,
             min_sample_rate=min_sample_rate,
+            keep_silence=keep_silence,
             overwrite=overwrite,
             progress=progress,
         )
@@ -124,8 +126,11 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
         if part in plan:
             p = plan[part]
             lines.append(
-                f"{part:5} {p['num_parameters'] / 1e6:8.2f} M parameters  {p['steps']:6d} steps at {p['steps_per_s']:g}/s"
-                f"  {p['minutes']:g} min  {p['memory_mb']} MB memory + activations  {p['disk_mb']} MB disk  on {p['device']}"
+                f"{part:5} {p['num_parameters'] / 1e6:8.2f} M parameters, {p['steps']} steps at {p['steps_per_s']:g}/s"
+            )
+            lines.append(
+                f"      {p['minutes']:g} min on {p['device']}, {p['memory_mb']} MB of memory besides activations, "
+                f"{p['disk_mb']} MB of disk"
             )
     return [*lines, "nothing was trained (--dry-run)"]
 
@@ -271,7 +276,8 @@ def demo(
 def run() -> None:
     """Runs the command line; the entry point of `micro-musicgen`."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except MicroMusicGenError as error:
         _fail(error, str(error), error.exit_code)
     except typer.Exit as error:
@@ -280,9 +286,19 @@ def run() -> None:
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of click
-            _fail(error, error.format_message(), 2)
+        if hasattr(error, "format_message"):  # a usage error of click; without a message it has printed the help
+            if not error.format_message():
+                sys.exit(2)
+            _fail(error, f"{error.format_message()}{_given_value(error)}", 2)
         _fail(error, f"{type(error).__name__}: {error} (set {DEBUG_VARIABLE}=1 for the traceback)", 1)
+
+
+def _given_value(error: Exception) -> str:
+    """Gives what was typed after the option that `error` is about, which click's message leaves out."""
+    for option in getattr(getattr(error, "param", None), "opts", []):
+        if option in sys.argv[:-1]:
+            return f" (got {sys.argv[sys.argv.index(option) + 1]!r})"
+    return ""
 
 
 def _fail(error: BaseException, line: str, code: int) -> None:

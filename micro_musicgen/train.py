@@ -117,7 +117,7 @@ class Main(HydraMain):  # type: ignore[misc]
             raise MicroMusicGenError(_one_line(error)) from error
 
     def get_xp(self, argv: Sequence[str]) -> XP:
-        """What Dora's commands call: `experiment`, ending the process with exit code 2 where the overrides are wrong."""
+        """What Dora's commands call: `experiment`, ending the process with exit code 2 on wrong overrides."""
         try:
             return self.experiment(argv)
         except MicroMusicGenError as error:

@@ -139,15 +139,17 @@ def text_lm_config() -> dict[str, Any]:
 
 
 def make_codec_model(config: dict[str, Any] | None = None, *, seed: int = 0) -> nn.Module:
-    """An untrained codec whose codebooks are filled, as after the first training batch."""
+    """An untrained codec whose codebooks are filled with latents of noise, so that different sounds differ in code."""
     torch.manual_seed(seed)
-    model = build_codec_model(config or codec_config())
-    for layer in model.quantizer.vq.layers:
-        codebook = layer._codebook
-        codebook.embed.normal_()
-        codebook.embed_avg.copy_(codebook.embed)
-        codebook.inited.fill_(1)
-    return model.eval()
+    model = build_codec_model(config or codec_config()).eval()
+    with torch.no_grad():
+        latents = model.encoder(0.3 * torch.randn(1, 1, model.cardinality * HOP))[0].t()  # [card, D]
+        for level, layer in enumerate(model.quantizer.vq.layers):
+            codebook = layer._codebook
+            codebook.embed.copy_(latents if level == 0 else 0.5**level * (latents - latents.roll(level, 0)))
+            codebook.embed_avg.copy_(codebook.embed)
+            codebook.inited.fill_(1)
+    return model
 
 
 def make_lm(config: dict[str, Any] | None = None, *, seed: int = 0) -> nn.Module:

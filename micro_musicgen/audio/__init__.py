@@ -1,0 +1,1 @@
+"""Audio files in and out, spectra, and sounds of our own making."""

@@ -230,5 +230,6 @@ def _av_seek(container: Any, stream: Any, start: int) -> bool:
 
 
 def _damaged(path: Path, error: Exception) -> UnreadableAudioError:
-    reason = str(error).splitlines()[0].strip(" .") if str(error) else type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = text.splitlines()[0].removeprefix("Error : ").strip(" .")
     return UnreadableAudioError(f"{path} is damaged or cut off ({reason}); copy or export it again")

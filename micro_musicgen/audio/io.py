@@ -82,7 +82,7 @@ def load_mono(
     stream = open_stream(path)
     _range(stream, start_s, duration_s)
     first = round(start_s * sample_rate)
-    wanted = None if duration_s is None else round(duration_s * sample_rate)
+    wanted = None if duration_s is None else max(1, round(duration_s * sample_rate))
     step_in, step_out = _smallest_steps(stream.sample_rate, sample_rate)
     # Whole steps of the rates' ratio, so that the cut-out is sampled at the same instants as the whole file is.
     context = 0 if step_in == step_out else math.ceil(CONTEXT_S * stream.sample_rate / step_in)

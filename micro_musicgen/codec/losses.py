@@ -31,13 +31,12 @@ class LossConfig:
     """Weights of the losses and the resolutions of the spectral ones, checked.
 
     adv, feat: weights of the adversary's verdict and of its feature distance; used when there are adversaries.
-    commit: pull of latents towards their codes, relative to the latents' variance.
+    log_floor: magnitude under which two sounds are equally quiet.
     """
 
     l1: float
     msspec: float
     mrstft: float
-    commit: float
     adv: float
     feat: float
     resolutions: tuple[MelScale, ...]

@@ -28,6 +28,7 @@ class QuantiserConfig:
 
     warmup: share of a run before the first quantised step, the autoencoder alone. refit: share of a run after the
     last fit, during which the encoder and the codebooks stand still and the decoder learns the final codes.
+    commit: pull of the latents towards their codes, relative to the latents' variance.
     bank_vectors_per_code: latents per code that k-means sees. bank_segment_s: seconds of the clips they come from.
     kmeans_iters: rounds of k-means. restart_every: steps between looks for dead codes. restart_below: a code is dead
     when it is used less than this share of the mean. reservoir_vectors: recent latents that dead codes move to.
@@ -35,6 +36,7 @@ class QuantiserConfig:
 
     warmup: float
     refit: float
+    commit: float
     bank_vectors_per_code: int
     bank_segment_s: float
     kmeans_iters: int
@@ -62,6 +64,8 @@ class QuantiserConfig:
             ]
             if not section["warmup"] + section["refit"] <= 1:
                 faults.append(f"quantiser.warmup + refit = {section['warmup'] + section['refit']:g} must not exceed 1")
+            if section["commit"] < 0:
+                faults.append(f"quantiser.commit={section['commit']} is negative")
             if not section["bank_segment_s"] > 0:
                 faults.append(f"quantiser.bank_segment_s={section['bank_segment_s']} must be above 0 seconds")
         if faults:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from micro_musicgen.audio.io import load_mono, resampled_length
+from micro_musicgen.audio.io import load_mono, probe, resampled_length
 from micro_musicgen.data.manifest import Track
-from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.errors import MicroMusicGenError, UnreadableAudioError
 
 CHANGED_S = 0.1
 """A file that is this far from the length in its manifest has been changed; less is a length guessed from a header."""
@@ -64,11 +64,16 @@ class AudioBank:
 
     def _from_file(self, index: int, start: int) -> npt.NDArray[np.float32]:
         track = self._tracks[index]
-        duration_s = self._segment / self._sample_rate
-        wav = load_mono(track.path, self._sample_rate, start_s=start / self._sample_rate, duration_s=duration_s)
+        start_s, duration_s = start / self._sample_rate, self._segment / self._sample_rate
+        try:
+            wav = load_mono(track.path, self._sample_rate, start_s=start_s, duration_s=duration_s)
+        except UnreadableAudioError:
+            raise
+        except MicroMusicGenError as error:  # it ends before start_s
+            raise _changed(track, probe(track.path).duration_s) from error
         missing = self._segment - len(wav)
         if missing > CHANGED_S * self._sample_rate or missing > start:
-            raise _changed(track, (start + len(wav)) / self._sample_rate)
+            raise _changed(track, start_s + len(wav) / self._sample_rate)
         return self._from_file(index, start - missing) if missing else wav
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from micro_musicgen import checkpoints, paths, references
@@ -21,8 +22,10 @@ from micro_musicgen.contracts import Codec
 from micro_musicgen.data.manifest import read_manifest
 from micro_musicgen.engine.engine import MicroMusicGen
 from micro_musicgen.metrics.codes import unigram_entropy, usage_fraction
-from micro_musicgen.metrics.frechet import frechet_distance
+from micro_musicgen.metrics.frechet import codec_embeddings, frechet_distance
 from micro_musicgen.metrics.spectral import log_mel_distance
+
+Frames = npt.NDArray[np.float64]
 
 NUM_FRECHET_CLIPS = 32
 FRECHET_CLIP_S = 8.0
@@ -40,10 +43,10 @@ def _sounds(split: str, sample_rate: int) -> list[torch.Tensor]:
     return found
 
 
-def _latents(codec: Codec, wavs: list[torch.Tensor]) -> np.ndarray:
+def _latents(codec: Codec, wavs: list[torch.Tensor]) -> Frames:
     """Gives one embedding a frame, [N, D], of audio clips [B, 1, L]."""
-    frames = [codec.encode_latents(wav).transpose(1, 2).reshape(-1, codec.latent_dim) for wav in wavs]
-    return torch.cat(frames).double().cpu().numpy()
+    frames: Frames = np.concatenate([codec_embeddings(codec, wav) for wav in wavs])
+    return frames
 
 
 def _mel_distance(codec: Codec, wavs: list[torch.Tensor]) -> float:
@@ -121,8 +124,9 @@ def _frechet(
     # The distance shrinks with the number of frames, so every set gets the same number, drawn evenly over it.
     num_frames = min(len(reference), *(len(frames) for frames in sets.values()))
 
-    def thinned(frames: np.ndarray) -> np.ndarray:
-        return frames[np.linspace(0, len(frames) - 1, num_frames).astype(int)]
+    def thinned(frames: Frames) -> Frames:
+        kept: Frames = frames[np.linspace(0, len(frames) - 1, num_frames).astype(int)]
+        return kept
 
     distances = {name: float(frechet_distance(thinned(frames), reference)) for name, frames in sets.items()}
     return {"num_frames": num_frames, "num_clips": NUM_FRECHET_CLIPS, **distances}

@@ -38,7 +38,7 @@ OVERHEAD_SHARE = 0.88
 """Share of a run's minutes that goes into training steps; validation, checkpoints and clips take the rest."""
 
 
-class Solver(flashy.BaseSolver):
+class Solver(flashy.BaseSolver):  # type: ignore[misc]
     """One experiment. Subclasses say what is trained and on what; see the methods under "for subclasses".
 
     Invariant: after `commit`, the checkpoint and the history on disk describe the same step.
@@ -169,7 +169,7 @@ class Solver(flashy.BaseSolver):
     def descend(self, loss: torch.Tensor) -> torch.Tensor:
         """Gives the gradient's norm after one optimiser step down `loss`."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.unscale_(self.optimizer)
         limit = self.cfg.optim.max_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
@@ -194,7 +194,7 @@ class Solver(flashy.BaseSolver):
             return False
         at_end = self.updates_done >= self.plan.total_updates
         by_epoch = bool(section.every) and len(self.history) % section.every == 0
-        by_clock = bool(minutes) and time.monotonic() - self._clip_time > 60 * minutes
+        by_clock = minutes is not None and time.monotonic() - self._clip_time > 60 * minutes
         return at_end or by_epoch or by_clock
 
     def _run_optional(self, stage: str, method: Any) -> None:
@@ -267,7 +267,7 @@ class Solver(flashy.BaseSolver):
         self._write_overview()
 
     def _keep_copy(self, state: dict[str, Any]) -> None:
-        """Keeps every `checkpoint.save_every`-th checkpoint under its epoch's number, the newest `keep_last` of them."""
+        """Keeps every `checkpoint.save_every`-th checkpoint under its epoch's number, the newest `keep_last`."""
         epoch, every = len(self.history), self.cfg.checkpoint.save_every
         if not every or epoch % every:
             return
@@ -298,7 +298,7 @@ class Solver(flashy.BaseSolver):
             logger.exception("the loss plot failed; training goes on")
 
     def restore(self) -> bool:
-        """Takes over this run's checkpoint, or the weights of `continue_from`. Says whether there was one of its own."""
+        """Takes over this run's checkpoint, or the weights of `continue_from`. Says whether it had one itself."""
         path = self.folder / references.CHECKPOINT_NAME
         if not path.is_file():
             self.history.clear()

@@ -58,7 +58,7 @@ def _report(model: nn.Module, seconds: float, cfg: DictConfig, minutes: float | 
 
 
 def estimate_lm(cfg: DictConfig, minutes: float | None) -> dict[str, Any]:
-    """Gives steps, speed, minutes, memory (weights and state; activations come on top on a CPU) and disk of an LM run."""
+    """Gives steps, speed, minutes, memory and disk of an LM run. On a CPU, activations come on top of the memory."""
     from micro_musicgen.solvers.lm import cross_entropy
 
     settle(cfg)
@@ -71,13 +71,14 @@ def estimate_lm(cfg: DictConfig, minutes: float | None) -> dict[str, Any]:
     def step() -> torch.Tensor:
         with torch.autocast(cfg.device.split(":")[0], dtype=getattr(torch, cfg.autocast_dtype), enabled=cfg.autocast):
             output = model.compute_predictions(codes, [], condition_tensors={})
-        return cross_entropy(output.logits, codes, output.mask).mean()
+        loss: torch.Tensor = cross_entropy(output.logits, codes, output.mask).mean()
+        return loss
 
     return _report(model, _seconds_per_step(step, model, cfg), cfg, minutes)
 
 
 def estimate_codec(cfg: DictConfig, minutes: float | None) -> dict[str, Any]:
-    """Gives steps, speed, minutes, memory (weights and state; activations come on top on a CPU) and disk of a codec run."""
+    """Gives steps, speed, minutes, memory and disk of a codec run. On a CPU, activations come on top of the memory."""
     settle(cfg)
     torch.set_num_threads(cfg.num_threads)
     model = build_codec_model(codec_config(cfg), device=cfg.device).train()
@@ -89,6 +90,7 @@ def estimate_codec(cfg: DictConfig, minutes: float | None) -> dict[str, Any]:
         error = model.decoder(latents)[..., :num_samples] - wav
         # Three spectra of the output stand for the losses, which cost about that.
         spectra = [torch.stft(error[:, 0], n, n // 4, return_complex=True).abs().mean() for n in (512, 1024, 2048)]
-        return error.abs().mean() + torch.stack(spectra).sum()
+        loss: torch.Tensor = error.abs().mean() + torch.stack(spectra).sum()
+        return loss
 
     return _report(model, _seconds_per_step(step, model, cfg), cfg, minutes)

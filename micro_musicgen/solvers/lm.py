@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from micro_musicgen.codec.resolve import load_codec
@@ -51,7 +50,7 @@ class LMSolver(Solver):
     best_metric = "ce"
     plotted = ("ce", "ce_q1")
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Any:
         """Gives the LM, after making sure that it fits its codec and that the codes are there."""
         cfg = self.cfg
         if not cfg.compression_model_checkpoint:

@@ -15,7 +15,8 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam,
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Gives two groups: matrices, which decay, and norms, biases and embeddings, which do not."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (kept if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)

@@ -11,7 +11,7 @@ from micro_musicgen import storage
 
 
 def plot_history(history: Sequence[Mapping[str, Mapping[str, Any]]], metrics: Sequence[str], path: Path) -> None:
-    """Writes a PNG with one panel per metric, training and validation in each. Metrics that never occur are left out."""
+    """Writes a PNG with a panel per metric, training and validation in each. Metrics that never occur are left out."""
     import matplotlib
 
     matplotlib.use("Agg")

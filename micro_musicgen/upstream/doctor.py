@@ -85,16 +85,13 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Gives the state of this installation. Loads audiocraft (seconds); writes nothing that stays."""
     problems = [*_audiocraft(), *_torch(), *_libraries(), *_home()]
-    has_audiocraft = _version("audiocraft") is not None
-    if has_audiocraft:
+    if _version("audiocraft") is not None:  # without it every patch is refused, which says nothing new
         patcher().load_all()
-    rows = tuple(_rows())
-    if has_audiocraft:
-        problems += [_refused(row) for row in rows if row.status == "refused"]
+        problems += _refused()
     return Diagnosis(
         versions={"python": platform.python_version(), **_versions()},
         devices=tuple(_devices()),
-        patches=rows,
+        patches=tuple(_rows()),
         problems=tuple(problems),
         untested=UNTESTED,
     )
@@ -163,8 +160,13 @@ def _home() -> Iterator[Problem]:
         )
 
 
-def _refused(row: PatchRow) -> Problem:
-    return Problem(f"patch {row.name} is refused: {row.reason} (without it: {row.broken})", INSTALL_LINE)
+def _refused() -> Iterator[Problem]:
+    for report in patcher().reports.values():
+        if report.status == "refused":
+            patch = report.patch
+            wanted = f"=={patch.versions[0]}" if patch.versions else ""
+            line = INSTALL_LINE if patch.package == "audiocraft" else f"pip install {patch.package}{wanted}"
+            yield Problem(f"patch {patch.name} is refused: {report.reason} (without it: {patch.broken})", line)
 
 
 def _rows() -> Iterator[PatchRow]:

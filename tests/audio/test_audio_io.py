@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from micro_musicgen.audio import io
-from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.errors import MicroMusicGenError, UnreadableAudioError
 
 SAMPLE_RATE = 44_100
 LOSSLESS = ("wav", "flac", "aiff", "caf", "alac.m4a")
@@ -111,6 +111,23 @@ def test_mp3_without_length_tag_and_with_junk_behind(tmp_path):
     assert 0 < untagged.shape[1] - 60_000 <= 3 * 1152  # priming and padding can't be told from sound
     path.write_bytes(path.read_bytes() + b"APETAGEX" + bytes(200) + b"TAG" + b"x" * 125)
     assert np.array_equal(io.read_audio(path)[0], untagged)
+
+
+def test_mp3_with_junk_inside_keeps_its_length(tmp_path):
+    sound = make_sound(SAMPLE_RATE, 120_000)
+    path = tmp_path / "sound.mp3"
+    encode_av(path, "libmp3lame", sound, SAMPLE_RATE)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:10_000] + b"JUNKJUNK" * 40 + raw[10_000:])
+    samples, _ = io.read_audio(path)
+    assert 120_000 - 4410 <= samples.shape[1] <= 120_000
+
+
+def test_headerless_file_is_not_guessed_at(tmp_path):
+    path = tmp_path / "sound.raw"
+    path.write_bytes(bytes(5000))
+    with pytest.raises(UnreadableAudioError, match="sound.raw (is not audio that can|has no audio stream)"):
+        io.probe(path)
 
 
 def test_bare_aac_and_its_length_by_decoding(tmp_path):

@@ -62,6 +62,28 @@ def test_truncated_mp3(home, folder):
     assert the_reason(folder).startswith("is cut off: 1.")
 
 
+def test_m4a_cut_off_and_aac_with_a_hole(home, folder):
+    for name, options in (("cut off.m4a", {"movflags": "faststart"}), ("hole.aac", {})):
+        with av.open(str(folder / name), "w", options=options) as container:
+            stream = container.add_stream("aac", rate=SAMPLE_RATE)
+            stream.layout = "mono"
+            samples = noise(3.0).T[:, : 128 * 1024].astype(np.float32)
+            for start in range(0, samples.shape[1], 1024):
+                piece = np.ascontiguousarray(samples[:, start : start + 1024])
+                frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = SAMPLE_RATE, start
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    whole, hole = (folder / "cut off.m4a").read_bytes(), (folder / "hole.aac").read_bytes()
+    (folder / "cut off.m4a").write_bytes(whole[: len(whole) // 2])
+    (folder / "hole.aac").write_bytes(hole[:9000] + bytes(2000) + hole[11_000:])
+    soundfile.write(folder / "good.wav", noise(), SAMPLE_RATE)
+    reasons = {skipped.path: skipped.reason for skipped in prepare(folder, "x").skipped}
+    assert reasons.keys() == {"cut off.m4a", "hole.aac"}
+    assert reasons["cut off.m4a"].endswith("s of the stated 2.97 s can be read; copy or export it again")
+    assert reasons["hole.aac"].startswith("is damaged or cut off (Invalid data found when processing input);")
+
+
 def test_text_file_named_wav(home, folder):
     path = folder / "text.wav"
     path.write_text("this is no audio\n" * 100)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,10 +101,8 @@ print(json.dumps({
 @pytest.mark.slow
 def test_xformers_ops_are_torchs(script: Any) -> None:
     """Attention without xformers agrees with upstream's own slow attention, under torch.compile too."""
-    assert (
-        "No module named 'xformers'"
-        in script("import audiocraft.modules.rope", without="xformers_ops", hide=["xformers"]).stderr
-    )
+    broken = script("import audiocraft.modules.rope", without="xformers_ops", hide=["xformers"])
+    assert "No module named 'xformers'" in broken.stderr
     done = script(ATTENTION, hide=["xformers"])
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -124,6 +124,7 @@ def test_xformers_ops_masks_agree_with_the_formula() -> None:
         torch.testing.assert_close(memory_efficient_attention(query, key, value, bias), expected)
 
 
+@pytest.mark.slow
 def test_torchaudio_extension_that_does_not_load(script: Any, tmp_path: Path) -> None:
     """The real torchaudio with a compiled part that no torch loads, as a CUDA build is beside a CPU torch."""
     installed = find_spec("torchaudio")
@@ -140,6 +141,19 @@ def test_torchaudio_extension_that_does_not_load(script: Any, tmp_path: Path) ->
     assert "OSError" in broken.stderr
     done = script(code, PYTHONPATH=str(tmp_path))
     assert str(copy) in done.stdout and "torch.Size([4])" in done.stdout, done.stderr
+
+
+def test_torchaudio_extension_of_another_cuda_is_no_reason_to_stop() -> None:
+    importlib.import_module("torchaudio._extension")  # the patch changes it too
+
+    from micro_musicgen.patches.torchaudio_extension import PATCH
+
+    def differs() -> None:
+        raise RuntimeError("PyTorch has CUDA version 13.2 whereas TorchAudio has CUDA version 12.8")
+
+    module = SimpleNamespace(_load_lib=lambda lib: True, _check_cuda_version=differs)
+    PATCH.apply(module)
+    assert module._check_cuda_version() is None
 
 
 @pytest.mark.slow

@@ -119,7 +119,9 @@ def test_a_codec_of_another_release(release: Path, tmp_path: Path) -> None:
     parts = read_codec("c0dec001")
     write_weights(release / "codec.safetensors", parts.state)
     edit_config(release, codec=parts.config, hashes={})
-    with pytest.raises(MicroMusicGenError, match=r"does not fit the language model .*: 32 codes per codebook against 64"):
+    with pytest.raises(
+        MicroMusicGenError, match=r"does not fit the language model .*: 32 codes per codebook against 64"
+    ):
         load_release(release)
 
 
@@ -131,7 +133,7 @@ def test_a_package_that_holds_code(home: Path, tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "touched",))
 
     torch.save({"best_state": Evil(), "xp.cfg": ""}, tmp_path / "state_dict.bin", pickle_module=pickle)
-    with pytest.raises(MicroMusicGenError, match=r"state_dict.bin: the checkpoint holds more than weights"):
+    with pytest.raises(MicroMusicGenError, match=r"state_dict.bin: the file holds more than weights"):
         load_release(tmp_path)
     assert not (tmp_path / "touched").exists()
 

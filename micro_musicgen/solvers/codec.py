@@ -1,0 +1,222 @@
+"""Training an EnCodec from scratch: a short way to codes that are all in use and a decoder that knows them.
+
+A run has three phases, shares of its steps (`quantiser.warmup`, `quantiser.refit`):
+    warmup     the autoencoder alone. Codebooks fitted to untrained latents would only be in the way.
+    quantised  codebooks filled by k-means over many batches, then moved by moving averages while the codec trains;
+               codes that fall out of use are put back where latents are badly served (`codec.quantiser`).
+    refit      the encoder stops; the codebooks are fitted once more, to the latents of the whole data; the decoder
+               learns these final codes, which are the ones that a language model will be trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from micro_musicgen.codec.builder import build_codec_model, codec_config
+from micro_musicgen.codec.losses import LossConfig, ReconstructionLoss
+from micro_musicgen.codec.quantiser import CodebookKeeper, QuantiserConfig
+from micro_musicgen.data.crops import AudioCrops
+from micro_musicgen.data.manifest import read_manifest
+from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.metrics.codes import count_codes, entropy, usage
+from micro_musicgen.metrics.spectral import log_mel_distance, si_sdr
+from micro_musicgen.solvers.base import Solver
+from micro_musicgen.solvers.registry import solvers
+from micro_musicgen.upstream import audiocraft_module
+
+WARMUP, QUANTISED, REFIT = "warmup", "quantised", "refit"
+
+
+@solvers.register("compression")
+class CodecSolver(Solver):
+    """The codec experiment; `cfg` is the tree under config/solver/compression.
+
+    The last model is the one to play (`best_metric` is None): only after the refit do codes and decoder agree.
+    """
+
+    name = "compression"
+    best_metric = None
+    plotted = ("mel", "msspec", "entropy_min")
+
+    def build_model(self) -> nn.Module:
+        """Gives the codec, and prepares the data, the losses and the keeper of the codebooks."""
+        cfg = self.cfg
+        loss_config = LossConfig.parse(_plain(cfg.losses), _plain(cfg.spectral))
+        self.quantiser = QuantiserConfig.parse(_plain(cfg.quantiser))
+        if loss_config.adv + loss_config.feat > 0 and not cfg.adversarial.adversaries:
+            raise MicroMusicGenError(
+                "losses.adv and losses.feat need an adversary; add adversarial.adversaries=[msstftd] or set them to 0"
+            )
+        self.tracks = {split: read_manifest(cfg.datasource[split]) for split in ("train", "valid")}
+        self.crops = {
+            "train": self._crops("train", cfg.dataset.segment_duration, ram_gb=cfg.dataset.ram_gb),
+            "valid": self._crops("valid", cfg.dataset.valid.segment_duration, ram_gb=cfg.dataset.ram_gb),
+        }
+        torch.manual_seed(cfg.seed)
+        model: Any = build_codec_model(codec_config(cfg), device=self.device)
+        self.keeper = CodebookKeeper(model.quantizer, self.quantiser, seed=cfg.seed)
+        self.criterion = ReconstructionLoss(loss_config, cfg.sample_rate).to(self.device)
+        self.adversaries = audiocraft_module("solvers.builders").get_adversarial_losses(cfg)
+        self.phase = WARMUP
+        found: nn.Module = model
+        return found
+
+    def _crops(self, split: str, segment_s: float, *, ram_gb: float) -> AudioCrops:
+        cfg = self.cfg
+        return AudioCrops(
+            self.tracks[split], sample_rate=cfg.sample_rate, segment_s=segment_s, seed=cfg.seed, ram_gb=ram_gb
+        )
+
+    # Phases.
+
+    def _phase_at(self, step: int) -> str:
+        """Gives the phase of a step. A run that is extended goes on quantised, and is refitted again at its new end."""
+        start, length = self.plan.segment(step)
+        share = (step - start) / length
+        if share >= 1 - self.quantiser.refit:
+            return REFIT
+        return WARMUP if start == 0 and share < self.quantiser.warmup else QUANTISED
+
+    def _enter(self, phase: str) -> None:
+        """Fits the codebooks when a phase begins that needs new ones."""
+        if phase == self.phase:
+            return
+        if phase == REFIT and self.ema is not None:
+            # What stands still from here on has to be what will be played: the averaged encoder.
+            self.model.load_state_dict(self.ema.average)
+        if phase == REFIT or self.phase == WARMUP:
+            unexplained = self.keeper.fit(self._bank())
+            self.reporter.message(f"codebooks fitted: {unexplained:.1%} of the latents' variance is left unexplained")
+        if self.ema is not None:
+            # An average of codebooks from before and after a fit would be neither.
+            for name, value in self.model.quantizer.state_dict(prefix="quantizer.").items():
+                self.ema.average[name].copy_(value)
+        self.phase = phase
+
+    @torch.no_grad()
+    def _bank(self) -> torch.Tensor:
+        """Gives latents [N, D] of clips spread over all training data, long ones: their edges are seldom heard."""
+        crops = self._crops("train", self.quantiser.bank_segment_s, ram_gb=0.0)
+        wanted = self.quantiser.bank_vectors_per_code * self.model.cardinality
+        num_clips = math.ceil(wanted / (self.quantiser.bank_segment_s * self.model.frame_rate))
+        latents = [
+            self.model.encoder(wav.to(self.device)).transpose(1, 2).flatten(0, 1)
+            for wav in crops.valid_batches(self.cfg.dataset.batch_size, num_clips)
+        ]
+        return torch.cat(latents)
+
+    # Stages.
+
+    def train_step(self, step: int) -> Mapping[str, Any]:
+        """See `Solver.train_step`."""
+        self._enter(self._phase_at(step))
+        wav = self.crops["train"].batch(step, self.cfg.dataset.batch_size).to(self.device)
+        with self.autocast():
+            decoded, metrics, penalty = self._reconstruct(wav)
+        losses = self.criterion(decoded, wav)
+        if self.phase != WARMUP:
+            losses |= self._adversarial(decoded.float(), wav, step)
+        total = self.criterion.weighted(losses) + self.quantiser.commit * penalty
+        norm = self.descend(total)
+        return {"loss": total.detach(), **losses, **metrics, "grad_norm": norm}
+
+    def _reconstruct(self, wav: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor]:
+        """Gives `wav` [B, 1, L] after its way through the codec as the phase has it, metrics, and the commitment."""
+        model, nothing = self.model, torch.zeros((), device=wav.device)
+        if self.phase == REFIT:
+            with torch.no_grad():
+                latents = model.quantizer.decode(model.quantizer.encode(model.encoder(wav)))
+            return model.decoder(latents)[..., : wav.shape[-1]], {}, nothing
+        latents = model.encoder(wav)
+        if self.phase == WARMUP:
+            return model.decoder(latents)[..., : wav.shape[-1]], {}, nothing
+        # In fp32: the codebooks are moved by sums over many latents.
+        with torch.autocast(wav.device.type, enabled=False):
+            quantised = model.quantizer(latents.float(), model.frame_rate)
+        restarted = self.keeper.observe(latents)
+        penalty = quantised.penalty * model.num_codebooks / latents.detach().float().var().clamp(min=1e-8)
+        metrics = {"commit": penalty.detach(), "restarted": float(restarted)}
+        return model.decoder(quantised.x)[..., : wav.shape[-1]], metrics, penalty
+
+    def _adversarial(self, decoded: torch.Tensor, wav: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """Gives the losses that the adversaries add, after training them where `adversarial.every` says so."""
+        if not len(self.adversaries):
+            return {}
+        if step % self.cfg.adversarial.every == 0:
+            for adversary in self.adversaries.values():
+                adversary.train_adv(decoded, wav)
+        verdicts = [adversary(decoded, wav) for adversary in self.adversaries.values()]
+        return {"adv": torch.stack([v[0] for v in verdicts]).sum(), "feat": torch.stack([v[1] for v in verdicts]).sum()}
+
+    def valid(self) -> dict[str, float]:
+        """Gives mel distance and SI-SDR of held-out clips, and per level usage and entropy as shares of the most."""
+        if self.phase == WARMUP:
+            self.keeper.fit(self._bank())  # so that the checkpoint of an interrupted run can be played
+        model, cfg = self.model, self.cfg
+        counts = torch.zeros(model.num_codebooks, model.cardinality, dtype=torch.long, device=self.device)
+        distance, ratio, num_clips = 0.0, 0.0, 0
+        for batch in self.crops["valid"].valid_batches(cfg.dataset.batch_size, cfg.dataset.valid.num_samples):
+            wav = batch.to(self.device)
+            codes = model.quantizer.encode(model.encoder(wav))
+            decoded = model.decoder(model.quantizer.decode(codes))[..., : wav.shape[-1]]
+            counts += count_codes(codes, model.cardinality)
+            distance += log_mel_distance(decoded, wav, cfg.sample_rate) * len(wav)
+            ratio += si_sdr(decoded, wav) * len(wav)
+            num_clips += len(wav)
+        reached = (entropy(counts) / math.log(model.cardinality)).tolist()
+        return {
+            "mel": distance / num_clips,
+            "si_sdr": ratio / num_clips,
+            "entropy_min": min(reached),
+            **{f"entropy_q{k + 1}": value for k, value in enumerate(reached)},
+            **{f"usage_q{k + 1}": value for k, value in enumerate(usage(counts).tolist())},
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        """Gives the validation metrics again, under another name, for `evaluate.metrics.base`."""
+        return self.valid()
+
+    def generate(self) -> None:
+        """Writes held-out clips after their way through the codec as `samples/EPOCH_N.wav`, originals as `N.wav`."""
+        from micro_musicgen.audio.io import write_wav
+
+        folder, epoch = self.folder / self.cfg.generate.path, len(self.history)
+        clips = self.crops["valid"].valid_batches(1, self.cfg.generate.num_samples)
+        for index, wav in enumerate(clips):
+            codes = self.model.quantizer.encode(self.model.encoder(wav.to(self.device)))
+            decoded = self.model.decoder(self.model.quantizer.decode(codes))[..., : wav.shape[-1]]
+            write_wav(folder / f"{epoch:04d}_{index}.wav", decoded[0].cpu().numpy(), self.cfg.sample_rate)
+            write_wav(folder / f"original_{index}.wav", wav[0].numpy(), self.cfg.sample_rate)
+
+    # State.
+
+    def extra_state(self) -> dict[str, Any]:
+        """See `Solver.extra_state`."""
+        return {
+            "phase": self.phase,
+            "keeper": self.keeper.state_dict(),
+            "adversaries": dict(self.adversaries.state_dict()),
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """See `Solver.load_extra_state`."""
+        self.phase = state["phase"]
+        self.keeper.load_state_dict(state["keeper"])
+        self.adversaries.load_state_dict(state["adversaries"])
+
+    def summary(self) -> dict[str, Any]:
+        """Gives what kind of codes this codec makes."""
+        model = self.model
+        return {"num_codebooks": model.num_codebooks, "cardinality": model.cardinality, "frame_rate": model.frame_rate}
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(section, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
