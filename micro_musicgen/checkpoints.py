@@ -13,6 +13,7 @@ Read with `weights_only=True`: a checkpoint from a stranger can hold wrong numbe
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from micro_musicgen.errors import MicroMusicGenError, MissingFileError
 FORMAT = "micro_musicgen.checkpoint"
 VERSION = 1
 
+TORN = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile)
+"""What torch.load raises, depending on where a file is cut off or damaged."""
+
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Replaces `path` by `state` at once: temporary name, fsync, rename."""
@@ -32,26 +36,27 @@ def save(state: dict[str, Any], path: Path) -> None:
         torch.save({"format": FORMAT, "version": VERSION, **state}, file)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, lazily: bool = False) -> dict[str, Any]:
     """Gives the state in `path`, tensors on the CPU.
+
+    lazily: tensors stay in the file until they are used, which spares the optimiser's to whoever wants the weights
+    only. Copy what is to outlive the call: some systems can't replace a file that is in use.
 
     Raises:
         MissingFileError: there is no such file.
         MicroMusicGenError: it is cut off, is not one of our checkpoints, or is from a newer version.
     """
-    import pickle
-
     import torch
 
     if not path.is_file():
         raise MissingFileError(f"checkpoint {path} does not exist; name a run that has been trained")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+    except TORN as error:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line.strip() for line in lines if "GLOBAL" in line), lines[0])[:120]
         raise MicroMusicGenError(f"checkpoint {path} is damaged or not ours ({reason}); use another one") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "version" not in state:
         raise MicroMusicGenError(f"{path} is not a micro_musicgen checkpoint; export it from the tool that wrote it")
     if state["version"] > VERSION:
         raise MicroMusicGenError(f"{path} has version {state['version']}, newer than {VERSION}; upgrade micro-musicgen")

@@ -28,16 +28,9 @@ def download_file(repo_id: str, filename: str) -> Path | None:
         MissingFileError: there is no such repository.
         MicroMusicGenError: the Hub can't be reached, or refuses.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
-
-    with explained(repo_id):
-        try:
-            return Path(hf_hub_download(repo_id, filename, endpoint=endpoint(), library_name="micro_musicgen"))
-        except LocalEntryNotFoundError:  # offline and not in the cache: also an EntryNotFoundError
-            raise
-        except EntryNotFoundError:
-            return None
+    # Not hf_hub_download: without a network that one tries again for half a minute before it says so.
+    path = download_folder(repo_id, [filename]) / filename
+    return path if path.is_file() else None
 
 
 def download_folder(repo_id: str, patterns: Sequence[str], *, local_dir: Path | None = None) -> Path:

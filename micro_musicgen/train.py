@@ -111,6 +111,7 @@ class Main(HydraMain):  # type: ignore[misc]
         for argument in argv:
             if "=" not in argument:
                 raise MicroMusicGenError(f"{argument!r} is not an override; write KEY=VALUE, as in dset=audio/jungle")
+        self.dora.dir = paths.runs_dir()  # the home is looked up at use, as everywhere else
         try:
             return super().get_xp(argv)
         except (HydraException, OmegaConfBaseException) as error:

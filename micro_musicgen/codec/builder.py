@@ -6,6 +6,7 @@ scale has the topology, and takes the weights, of the published 32 kHz mono mode
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ def build_codec_model(config: Mapping[str, Any], *, device: torch.device | str =
 
     builders = audiocraft_module("models.builders")
     try:
-        return builders.get_compression_model(OmegaConf.create({**config, "device": str(device)}))
+        with warnings.catch_warnings():
+            # audiocraft's weight norm is torch's old form: its state_dict keys are the ones published weights have.
+            warnings.filterwarnings("ignore", message=".*weight_norm.* is deprecated")
+            return builders.get_compression_model(OmegaConf.create({**config, "device": str(device)}))
     except KeyError as error:
         raise MicroMusicGenError(f"cannot build the codec: {error.args[0]}") from error

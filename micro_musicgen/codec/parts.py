@@ -11,7 +11,7 @@ from micro_musicgen import checkpoints, storage, weights
 from micro_musicgen.codec.builder import codec_config
 from micro_musicgen.contracts import RELEASE_FORMAT, ReleaseConfig
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
-from micro_musicgen.upstream.packages import CODEC_PACKAGE, Package, read_package
+from micro_musicgen.upstream.packages import CODEC_PACKAGE, Package, plain_note, read_package
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +24,12 @@ WEIGHTS_FILE = "codec.safetensors"
 class CodecParts:
     """Invariant: either `pretrained` names a Hub model, or `config` and `state` hold a codec.
 
-    source: where it was read from, for messages.
+    source: where it was read from, for messages. origin: what is known of its making: "signature" of the run,
+    "from_scratch"; empty when nothing is.
     """
 
     source: str
+    origin: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     pretrained: str | None = None
@@ -38,8 +40,10 @@ def from_run(state: Mapping[str, Any], *, source: str) -> CodecParts:
     from omegaconf import OmegaConf
 
     assert state["solver"] == "compression", state["solver"]
-    config = codec_config(OmegaConf.create(state["config"]))
-    return CodecParts(source=source, config=config, state=state["best"]["model"])
+    run = OmegaConf.create(state["config"])
+    origin = {"signature": state["signature"], "from_scratch": not run.get("continue_from")}
+    best = {name: tensor.clone() for name, tensor in state["best"]["model"].items()}
+    return CodecParts(source=source, config=codec_config(run), state=best, origin=origin)
 
 
 def from_release(folder: Path) -> CodecParts:
@@ -52,7 +56,8 @@ def from_release(folder: Path) -> CodecParts:
     if config.codec_reference is not None:
         return CodecParts(source=str(folder), pretrained=config.codec_reference)
     path = checked_file(folder, WEIGHTS_FILE, config)
-    return CodecParts(source=str(path), config=config.codec, state=weights.read_weights(path))
+    origin = config.provenance.get("codec", {})
+    return CodecParts(source=str(path), config=config.codec, state=weights.read_weights(path), origin=origin)
 
 
 def from_package(package: Package) -> CodecParts:
@@ -61,7 +66,8 @@ def from_package(package: Package) -> CodecParts:
     if package.pretrained is not None:
         return CodecParts(source=source, pretrained=package.pretrained)
     assert package.config is not None
-    return CodecParts(source=source, config=codec_config(package.config), state=package.state)
+    origin = plain_note(package).get("origin", {})
+    return CodecParts(source=source, config=codec_config(package.config), state=package.state, origin=origin)
 
 
 def from_folder(folder: Path) -> CodecParts:
@@ -127,7 +133,7 @@ def from_checkpoint_file(path: Path) -> CodecParts | str:
     """
     if path.suffix == ".bin":
         return from_package(read_package(path))
-    state = checkpoints.load(path)
+    state = checkpoints.load(path, lazily=True)
     if state["solver"] != "compression":
         return codec_reference(state)
     return from_run(state, source=str(path))

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from micro_musicgen import hub_client
+from micro_musicgen import hub_client, storage
 from micro_musicgen.codec.encodec import content_hash
 from micro_musicgen.errors import MicroMusicGenError, MissingExtraError
 from micro_musicgen.upstream import audiocraft_module
 
-if TYPE_CHECKING:
-    from torch import nn
-
-KNOWN = {"facebook/encodec_32khz": "CC-BY-NC-4.0", "facebook/encodec_24khz": "CC-BY-NC-4.0"}
+KNOWN = {"facebook/encodec_32khz": "CC-BY-NC-4.0"}
 """Pretrained codecs whose licence we know."""
+
+WEIGHT_FILES = ("config.json", "*.safetensors")
 
 
 class PretrainedCodec:
@@ -98,18 +97,15 @@ def load_pretrained(name: str, device: torch.device | str = "cpu") -> Pretrained
             f"the pretrained codec {name} needs transformers; run: pip install 'micro-musicgen[text]', "
             "or train a codec of your own"
         ) from None
+    folder = hub_client.download_folder(name, WEIGHT_FILES)
+    kind = storage.read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    if kind != "encodec":
+        raise MicroMusicGenError(
+            f"{name} on the Hub is no EnCodec but {kind or 'something else'}; use {', '.join(KNOWN)}"
+        )
     upstream = audiocraft_module("models.encodec")
-    with hub_client.explained(name):
-        model = _fetch(upstream, name, device)
-    return PretrainedCodec(model, name)
-
-
-def _fetch(upstream: Any, name: str, device: torch.device | str) -> nn.Module:
     try:
-        model: nn.Module = upstream.CompressionModel.get_pretrained(name, device=device)
-        return model
-    except (OSError, ValueError) as error:
-        # transformers wraps what the Hub said in an OSError of many lines.
-        if error.__cause__ is not None:
-            raise
+        model = upstream.HFEncodecModel.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
         raise MicroMusicGenError(f"{name} cannot be loaded as an EnCodec: {str(error).splitlines()[0]}") from error
+    return PretrainedCodec(upstream.HFEncodecCompressionModel(model).to(device), name)

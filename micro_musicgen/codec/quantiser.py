@@ -187,12 +187,7 @@ def kmeans(
     Lloyd's algorithm, with centres that almost nobody needs moved to where the error is largest in all but the last
     rounds. generator: on the CPU, whatever the device.
     """
-    centres = vectors[torch.randperm(len(vectors), generator=generator)[:num_centres].to(vectors.device)].clone()
-    if len(centres) < num_centres:
-        copies = torch.randint(len(centres), (num_centres - len(centres),), generator=generator)
-        noise = torch.randn(len(copies), vectors.shape[1], generator=generator).to(vectors)
-        spread = vectors.std(dim=0, unbiased=False).mean()
-        centres = torch.cat([centres, centres[copies.to(vectors.device)] + 1e-2 * spread * noise])
+    centres = _spread(vectors, num_centres, generator)
     for round_ in range(iterations):
         indices, error = nearest(vectors, centres)
         counts = torch.bincount(indices, minlength=num_centres)
@@ -206,6 +201,25 @@ def kmeans(
                 centres[rare] = vectors[_draw(error, len(rare), generator)]
     counts = torch.bincount(nearest(vectors, centres)[0], minlength=num_centres)
     return centres, counts.float()
+
+
+def _spread(vectors: torch.Tensor, num_centres: int, generator: torch.Generator) -> torch.Tensor:
+    """Gives centres [K, D] to start from: their number doubles, each time where the error is large.
+
+    (A parallel form of k-means++; Bahmani et al. 2012.) Where vectors run out, copies with a little noise make up.
+    """
+    start = int(torch.randint(len(vectors), (1,), generator=generator))
+    centres = vectors[start : start + 1].clone()
+    while len(centres) < min(num_centres, len(vectors)):
+        wanted = min(len(centres), num_centres - len(centres), len(vectors) - len(centres))
+        centres = torch.cat([centres, vectors[_draw(nearest(vectors, centres)[1], wanted, generator)]])
+    missing = num_centres - len(centres)
+    if missing:
+        copies = torch.randint(len(centres), (missing,), generator=generator).to(vectors.device)
+        noise = torch.randn(missing, vectors.shape[1], generator=generator).to(vectors)
+        spread = vectors.std(dim=0, unbiased=False).mean()
+        centres = torch.cat([centres, centres[copies] + 1e-2 * spread * noise])
+    return centres
 
 
 def _draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

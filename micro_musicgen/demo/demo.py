@@ -28,9 +28,12 @@ SOUND_MINUTES = 4.0
 TRAIN_MINUTES = 5.0
 """Together with all else under eight minutes on two cores; `--minutes` changes it."""
 SCALE = "nano"
+OVERRIDES: tuple[str, ...] = ()
+"""Hydra overrides of both runs."""
 NUM_CLIPS = 4
 CLIP_S = 8.0
 SHOWN_SOUNDS = 4
+ROUND_TRIPS = "round-trips"
 
 Say = Callable[[str], None]
 
@@ -72,7 +75,7 @@ def run_demo(out: Path, *, folder: Path | None, minutes: float | None, seed: int
     for line in report.summary_lines():
         say(line)
     request = training.TrainingRequest(
-        dataset=DATASET, minutes=minutes or TRAIN_MINUTES, scale=SCALE, seed=2036 + seed, overrides=()
+        dataset=DATASET, minutes=minutes or TRAIN_MINUTES, scale=SCALE, seed=2036 + seed, overrides=OVERRIDES
     )
     say(f"training a codec, then a {SCALE} language model: about {request.minutes:g} minutes")
     run = watch.run("train", lambda: _train_once(request, reporter))
@@ -80,7 +83,7 @@ def run_demo(out: Path, *, folder: Path | None, minutes: float | None, seed: int
     say("measuring")
     from micro_musicgen.demo.numbers import measure
 
-    numbers = watch.run("measure", lambda: measure(run, out / "release", seed=seed))
+    numbers = watch.run("measure", lambda: measure(run, out / "release", out / ROUND_TRIPS, seed=seed))
     numbers["seconds"] = watch.seconds
     storage.write_json(out / "numbers.json", numbers)
     page = _write_page(out, run, clips, numbers, own_sounds=folder is not None)
@@ -149,7 +152,11 @@ def _write_page(out: Path, run: Path, clips: list[Path], numbers: dict[str, Any]
     tracks = read_manifest(paths.manifests_dir(DATASET) / "train")
     sounds = [Path(track.path) for track in tracks[:: max(1, len(tracks) // SHOWN_SOUNDS)]][:SHOWN_SOUNDS]
     plots = {}
-    for label, folder in (("Language model: cross-entropy", run), ("Codec: losses", numbers_codec_run())):
+    (out / "page").mkdir(exist_ok=True)
+    for label, folder in (
+        ("Language model: cross-entropy", run),
+        ("Codec: losses", references.newest_run(DATASET, solver="compression")),
+    ):
         if folder is not None and (folder / "loss.png").is_file():
             name = f"page/{'lm' if folder == run else 'codec'}_loss.png"
             shutil.copyfile(folder / "loss.png", out / name)
@@ -161,7 +168,9 @@ def _write_page(out: Path, run: Path, clips: list[Path], numbers: dict[str, Any]
         clip_groups={
             "Generated": _page_clips(out, clips, "generated"),
             "Trained on": _page_clips(out, sounds, "sound"),
-            "Through the codec and back (held out)": _page_clips(out, _resynthesised(out, tracks=None), "codec"),
+            "Through the codec and back (held out)": _page_clips(
+                out, sorted((out / ROUND_TRIPS).glob("*.wav")), "codec"
+            ),
         },
         plots=plots,
         tables={name: table(rows) for name, rows in _number_rows(numbers).items()},
@@ -169,15 +178,6 @@ def _write_page(out: Path, run: Path, clips: list[Path], numbers: dict[str, Any]
     page = out / "index.html"
     storage.write_text(page, html)
     return page
-
-
-def numbers_codec_run() -> Path | None:
-    """Gives the folder of the demo's codec run."""
-    return references.newest_run(DATASET, solver="compression")
-
-
-def _resynthesised(out: Path, tracks: Any) -> list[Path]:
-    return sorted((out / "release-check").glob("*.wav"))
 
 
 def _number_rows(numbers: dict[str, Any]) -> dict[str, list[list[str]]]:

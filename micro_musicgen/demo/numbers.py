@@ -72,15 +72,15 @@ def _random_codes_like(codec: Codec, num_frames: int, generator: torch.Generator
     return torch.randint(codec.cardinality, (1, codec.num_codebooks, num_frames), generator=generator)
 
 
-def measure(run: Path, release: Path, *, seed: int) -> dict[str, Any]:
-    """Gives the table of the demo page; writes held-out sounds, through the codec and back, beside the release."""
+def measure(run: Path, release: Path, round_trips: Path, *, seed: int) -> dict[str, Any]:
+    """Gives the table of the demo page; writes held-out sounds, through the codec and back, to `round_trips`."""
     player = MicroMusicGen.get_pretrained(str(release))
     codec = player.codec
     assert isinstance(codec, EncodecCodec)
     held_out, trained_on = (_sounds(split, codec.sample_rate) for split in ("valid", "train"))
     for number, wav in enumerate(held_out[:4]):
         back = codec.decode(codec.encode(wav))[0]
-        write_wav(release.parent / "release-check" / f"held_out_{number}.wav", back.numpy(), codec.sample_rate)
+        write_wav(round_trips / f"held_out_{number}.wav", back.numpy(), codec.sample_rate)
     codes = torch.cat([codec.encode(wav) for wav in held_out], dim=-1)
     state = checkpoints.load(run / references.CHECKPOINT_NAME)
     best = state["history"][state["best"]["epoch"] - 1]["valid"]

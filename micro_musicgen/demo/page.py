@@ -11,7 +11,7 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 body{background:#14141a;color:#e8e6e3}
 h1{font-weight:600}h2{margin-top:2.2rem;border-bottom:1px solid #333}
-.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(20rem,1fr));gap:1rem}
+.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1rem}
 .clip{background:#1d1d26;border-radius:8px;padding:.7rem}.clip img,.clip audio{width:100%}
 .clip p{margin:.2rem 0;color:#aaa;font-size:.85rem}
 table{border-collapse:collapse;margin:.5rem 0}

@@ -4,7 +4,7 @@ For now the steps are those of audiocraft's `LMModel.generate`, with the draw re
 - A draw depends on the clip's own seed and on nothing else: no global random state is read or changed.
 - The same seed gives the same codes, run after run, on the same machine with the same batch size.
 - A clip does not depend on the others of its batch but for rounding: matrix products of another batch size differ in
-  the last bits, which moves a draw about once in 10^5 steps.
+  the last bits, which can move a draw, and with it the rest of the clip.
 """
 
 from __future__ import annotations

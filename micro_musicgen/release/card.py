@@ -97,6 +97,8 @@ def _sounds(facts: CardFacts) -> str:
             lines.append(f"- {what}: {sounds[split]['files']} files, {_length(sounds[split]['hours'])}")
     if run.get("updates"):
         lines.append(f"- {run['updates']} steps, run `{run['signature']}`, seed {run['seed']}")
+    if run.get("started_from"):
+        lines.append(f"- started from the weights of `{run['started_from']}`, whose licence holds here too")
     lines = lines or ["- not recorded"]
     return "## Trained on\n\n" + "\n".join([*lines, "", "Say here what the sounds are and where they come from."])
 
@@ -114,13 +116,18 @@ def _licence(facts: CardFacts) -> str:
         )
     else:
         weights = f"Weights: {facts.license_id}, as chosen by the maker."
-    return f"## Licence\n\n{weights}\n\n{_codec_licence(facts.pretrained_codec)}"
+    return f"## Licence\n\n{weights}\n\n{_codec_licence(facts)}"
 
 
-def _codec_licence(pretrained: str | None) -> str:
-    if pretrained is None:
+def _codec_licence(facts: CardFacts) -> str:
+    pretrained = facts.pretrained_codec
+    if pretrained is None and (facts.provenance.get("codec") or {}).get("from_scratch"):
         return (
             "Codec: trained from scratch by the maker and part of these weights; nobody else's licence applies to it."
+        )
+    if pretrained is None:
+        return (
+            "Codec: part of this release. Where its weights come from is not recorded; their maker's licence applies."
         )
     known = KNOWN.get(pretrained)
     terms = f"is published under {known}" if known else "has a licence of its own; see its page"

@@ -117,7 +117,7 @@ def _collect(found: ModelParts, name: str) -> Export:
         lm_state=lm.state_dict(),
         num_lm_parameters=sum(p.numel() for p in lm.parameters()),
         num_codec_parameters=num_codec_parameters,
-        provenance={**found.provenance, "exported_with": provenance.software()},
+        provenance={**found.provenance, "codec": dict(codec.origin), "exported_with": provenance.software()},
     )
 
 
@@ -158,13 +158,14 @@ def write_audiocraft(found: Export, folder: Path) -> None:
         "dtype": "float32",
         "compression_model_n_q": None,
         "interleave_stereo_codebooks": {"use": False, "per_timestep": False},
-        "micro_musicgen": {"name": found.name, "provenance": found.provenance},
     }
-    write_package(folder / LM_PACKAGE, found.lm_state, config)
+    note = {"name": found.name, "provenance": found.provenance}
+    write_package(folder / LM_PACKAGE, found.lm_state, config, note=note)
     if found.codec.pretrained is not None:
         write_pretrained_package(folder / CODEC_PACKAGE, found.codec.pretrained)
     else:
-        write_package(folder / CODEC_PACKAGE, found.codec.state, {**found.codec.config, "device": "cpu"})
+        codec_config = {**found.codec.config, "device": "cpu"}
+        write_package(folder / CODEC_PACKAGE, found.codec.state, codec_config, note={"origin": found.codec.origin})
 
 
 def _card_facts(found: Export, form: str, license_id: str | None) -> CardFacts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def _codec_at(path: Path) -> CodecParts | None:
         return codec_parts.from_folder(path) if lone and not codec_parts.is_release(path) else None
     if path.suffix == ".bin":
         return codec_parts.from_package(read_package(path)) if path.name == CODEC_PACKAGE else None
-    state = checkpoints.load(path)
+    state = checkpoints.load(path, lazily=True)
     return codec_parts.from_run(state, source=str(path)) if state["solver"] == "compression" else None
 
 
@@ -104,7 +105,10 @@ def _origin(origin: Mapping[str, Any]) -> dict[str, Any]:
     """Gives provenance as one level of keys, leaving out what is not known."""
     flat: dict[str, Any] = {}
     for group, facts in origin.items():
-        if isinstance(facts, Mapping):
+        if group == "patches":
+            counts = Counter(facts.values())
+            flat[group] = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        elif isinstance(facts, Mapping):
             flat |= _prefixed(group, _origin(facts))
         elif facts is not None:
             flat[group] = facts

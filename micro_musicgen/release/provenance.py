@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import micro_musicgen
 from micro_musicgen.data.manifest import Track, read_manifest
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.upstream import patcher
@@ -22,7 +21,7 @@ def software() -> dict[str, Any]:
     return {
         "packages": {name: _version(name) for name in PACKAGES},
         "patches": {name: report.status for name, report in sorted(patcher().reports.items())},
-        "git_sha": _git_sha(Path(micro_musicgen.__file__).resolve().parent.parent),
+        "git_sha": _git_sha(Path(__file__).resolve().parents[2]),
     }
 
 
@@ -49,16 +48,22 @@ def _git_sha(folder: Path) -> str | None:
 
 
 def run_facts(state: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives what a checkpoint says about its run: signature, seed, steps, best validation score, versions then."""
+    """Gives what a checkpoint says about its run: signature, seed, steps, best score, versions then."""
     best = state["best"]
     return {
         "signature": state["signature"],
         "solver": state["solver"],
         "seed": config.get("seed"),
         "updates": state["training"].get("updates_done"),
+        "started_from": _last_part(config.get("continue_from")),
         "best": {"epoch": best["epoch"], "score": best["score"]},
         "made_with": state["provenance"],
     }
+
+
+def _last_part(reference: str | None) -> str | None:
+    """Gives a reference without the folders that lead to it."""
+    return reference and Path(reference).name
 
 
 def sound_facts(config: Mapping[str, Any]) -> dict[str, Any]:

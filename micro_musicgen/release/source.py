@@ -17,7 +17,7 @@ from micro_musicgen.codec.resolve import read_codec
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
 from micro_musicgen.lm.builder import lm_config
 from micro_musicgen.release import provenance
-from micro_musicgen.upstream.packages import CODEC_PACKAGE, LM_PACKAGE, read_package
+from micro_musicgen.upstream.packages import CODEC_PACKAGE, LM_PACKAGE, plain_note, read_package
 
 if TYPE_CHECKING:
     import torch
@@ -110,13 +110,14 @@ def _from_release(folder: Path) -> ModelParts:
 def _from_run(path: Path) -> ModelParts:
     from omegaconf import OmegaConf
 
-    state = checkpoints.load(path)
+    state = checkpoints.load(path, lazily=True)
     if state["solver"] != "musicgen":
         raise MicroMusicGenError(f"{path} is a run of solver={state['solver']}, no language model; name the run of one")
     config = OmegaConf.create(state["config"])
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
-    best = state["best"]["model"]
+    best = {name: tensor.clone() for name, tensor in state["best"]["model"].items()}
+    reference = codec_parts.codec_reference(state)
     facts: dict[str, Any] = {
         "run": provenance.run_facts(state, plain),  # type: ignore[arg-type]
         "sounds": provenance.sound_facts(plain),  # type: ignore[arg-type]
@@ -127,7 +128,7 @@ def _from_run(path: Path) -> ModelParts:
         lm=lm_config(config),
         shapes={name: tuple(tensor.shape) for name, tensor in best.items()},
         read_lm=lambda: best,
-        codec=lambda: read_codec(codec_parts.codec_reference(state)),
+        codec=lambda: read_codec(reference),
         sample_rate=int(config.sample_rate),
         window_s=float(config.dataset.segment_duration),
         provenance=facts,
@@ -146,15 +147,17 @@ def _from_package(folder: Path, *, name: str) -> ModelParts:
         )
     _drop_training_only(config)
     state = package.state
+    ours = plain_note(package)
     return ModelParts(
         source=str(package.path),
-        name=name,
+        name=str(ours.get("name", name)),
         lm=lm_config(config),
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
         read_lm=lambda: state,
         codec=lambda: codec_parts.from_folder(folder),
         sample_rate=int(config.sample_rate),
         window_s=float(config.dataset.segment_duration),
+        provenance=ours.get("provenance", {}),
     )
 
 

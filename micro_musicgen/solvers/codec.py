@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from micro_musicgen.codec.builder import build_codec_model, codec_config
+from micro_musicgen.codec.initialise import level_layers
 from micro_musicgen.codec.losses import LossConfig, ReconstructionLoss
 from micro_musicgen.codec.quantiser import CodebookKeeper, QuantiserConfig
 from micro_musicgen.data.crops import AudioCrops
@@ -31,6 +32,9 @@ from micro_musicgen.solvers.registry import solvers
 from micro_musicgen.upstream import audiocraft_module
 
 WARMUP, QUANTISED, REFIT = "warmup", "quantised", "refit"
+
+LEVEL_CROPS = 16
+"""Crops on which the initial weights are scaled."""
 
 
 @solvers.register("compression")
@@ -60,6 +64,7 @@ class CodecSolver(Solver):
         }
         torch.manual_seed(cfg.seed)
         model: Any = build_codec_model(codec_config(cfg), device=self.device)
+        level_layers(model, self.crops["train"].batch(0, max(LEVEL_CROPS, cfg.dataset.batch_size)).to(self.device))
         self.keeper = CodebookKeeper(model.quantizer, self.quantiser, seed=cfg.seed)
         self.criterion = ReconstructionLoss(loss_config, cfg.sample_rate).to(self.device)
         self.adversaries = audiocraft_module("solvers.builders").get_adversarial_losses(cfg)
@@ -213,7 +218,11 @@ class CodecSolver(Solver):
     def summary(self) -> dict[str, Any]:
         """Gives what kind of codes this codec makes."""
         model = self.model
-        return {"num_codebooks": model.num_codebooks, "cardinality": model.cardinality, "frame_rate": model.frame_rate}
+        return {
+            "num_codebooks": model.num_codebooks,
+            "cardinality": model.cardinality,
+            "frame_rate": float(model.frame_rate),
+        }
 
 
 def _plain(section: Any) -> dict[str, Any]:

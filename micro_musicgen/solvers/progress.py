@@ -67,4 +67,4 @@ def clock(seconds: float) -> str:
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Gives metrics as plain floats, which JSON and Dora's table can hold."""
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: value.item() if hasattr(value, "item") else float(value) for name, value in metrics.items()}

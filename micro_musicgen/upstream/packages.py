@@ -6,12 +6,12 @@ torch files: {"best_state": tensors, "xp.cfg": YAML text, "version", "exported"}
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from micro_musicgen.checkpoints import TORN
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
 from micro_musicgen.upstream.safe_load import harmless_only
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LM_PACKAGE = "state_dict.bin"
 CODEC_PACKAGE = "compression_state_dict.bin"
+NOTE_KEY = "micro_musicgen"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,6 @@ def read_package(path: Path) -> Package:
         MissingFileError: there is no such file.
         MicroMusicGenError: it is damaged, holds code, or is another kind of torch file.
     """
-    import pickle
-
     import torch
     from omegaconf import DictConfig, OmegaConf
 
@@ -52,8 +51,8 @@ def read_package(path: Path) -> Package:
             plain = torch.load(path, map_location="cpu", weights_only=True)
     except MicroMusicGenError as error:
         raise MicroMusicGenError(f"{path}: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0][:120]
+    except TORN as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise MicroMusicGenError(f"{path} is damaged or not audiocraft's ({reason}); export it again") from error
     if isinstance(plain, dict) and isinstance(plain.get("pretrained"), str):
         return Package(path=path, pretrained=plain["pretrained"])
@@ -67,13 +66,28 @@ def read_package(path: Path) -> Package:
     return Package(path=path, state=state.get("model", state), config=config)
 
 
-def write_package(path: Path, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    """Writes weights and plain config as audiocraft's loaders read them, also with `weights_only`."""
+def plain_note(package: Package) -> dict[str, Any]:
+    """Gives what we noted in a package that we wrote; empty for audiocraft's own."""
+    from omegaconf import OmegaConf
+
+    note = None if package.config is None else package.config.get(NOTE_KEY)
+    plain = {} if note is None else OmegaConf.to_container(note)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def write_package(
+    path: Path, state: Mapping[str, torch.Tensor], config: Mapping[str, Any], *, note: Mapping[str, Any] | None = None
+) -> None:
+    """Writes weights and plain config as audiocraft's loaders read them, also with `weights_only`.
+
+    note: plain data of ours, which they pass over.
+    """
     import torch
     from omegaconf import OmegaConf
 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    text = OmegaConf.to_yaml(OmegaConf.create({**config, NOTE_KEY: dict(note or {})}))
     torch.save({"best_state": tensors, "xp.cfg": text, "version": _version(), "exported": True}, path)
 
 

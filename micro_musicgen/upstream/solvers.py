@@ -39,6 +39,9 @@ def build_upstream_solver(cfg: DictConfig, kind: Kind) -> Any:
         own.solver = kind
         for key in OUR_DATASET_KEYS:
             own.dataset.pop(key, None)
+        if own.dataset.train.num_samples is None:
+            # Ours draw as many crops as there are steps; audiocraft's count them in advance.
+            own.dataset.train.num_samples = own.dataset.batch_size * own.optim.updates_per_epoch
     audiocraft_module("train").resolve_config_dset_paths(own)
     audiocraft_module("modules.transformer").set_efficient_attention_backend(own.efficient_attention_backend)
     module, name = SOLVERS[kind]
@@ -53,4 +56,8 @@ def _check(cfg: DictConfig) -> None:
     if cfg.optim.get("minutes") is not None:
         raise MicroMusicGenError(
             f"audiocraft's solvers don't know optim.minutes={cfg.optim.minutes}; give optim.epochs and leave it out"
+        )
+    if cfg.get("losses") is not None and cfg.losses.mrstft > 0:
+        raise MicroMusicGenError(
+            f"audiocraft's balancer cannot take losses.mrstft={cfg.losses.mrstft}; give losses.mrstft=0 losses.msspec=2"
         )

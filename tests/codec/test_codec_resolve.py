@@ -7,8 +7,10 @@ from pathlib import Path
 import fixtures_models as models
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
-from micro_musicgen import checkpoints, references, storage
+from micro_musicgen import checkpoints, paths, references, storage
+from micro_musicgen.codec.builder import build_codec_model, codec_config
 from micro_musicgen.codec.encodec import EncodecCodec
 from micro_musicgen.codec.resolve import load_codec, read_codec
 from micro_musicgen.contracts import Codec
@@ -114,8 +116,10 @@ def test_an_absurd_depth_is_refused_before_anything_is_built(home: Path) -> None
 
 def test_the_base_codec_has_the_published_size() -> None:
     """EnCodec 32 kHz mono, as audiocraft publishes it: 56,884,674 parameters, counted without allocating them."""
-    from micro_musicgen.codec.builder import build_codec_model
+    import micro_musicgen.train  # noqa: F401  (registers the config's resolver)
 
+    with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
+        cfg = compose("config", ["solver=compression/micro_32khz", "model=encodec/base_32khz"])
     with torch.device("meta"):
-        model = build_codec_model(models.codec_config(bins=2048, n_filters=64, dimension=128), device="meta")
+        model = build_codec_model(codec_config(cfg), device="meta")
     assert sum(p.numel() for p in model.parameters()) == 56_884_674

@@ -43,15 +43,24 @@ def test_a_chosen_licence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "words"),
+    ("codec", "origin", "words"),
     [
-        (None, "trained from scratch by the maker"),
-        ("facebook/encodec_32khz", "CC-BY-NC-4.0, which does not allow commercial use"),
-        ("somebody/codec", "has a licence of its own; see its page"),
+        (None, {"from_scratch": True}, "trained from scratch by the maker"),
+        (None, {"from_scratch": False}, "their maker's licence applies"),
+        (None, {}, "their maker's licence applies"),
+        ("facebook/encodec_32khz", {}, "CC-BY-NC-4.0, which does not allow commercial use"),
+        ("somebody/codec", {}, "has a licence of its own; see its page"),
     ],
 )
-def test_the_codecs_licence_is_named(codec: str | None, words: str) -> None:
-    assert words in render_card(replace(FACTS, pretrained_codec=codec))
+def test_the_codecs_licence_is_named(codec: str | None, origin: dict, words: str) -> None:
+    facts = replace(FACTS, pretrained_codec=codec, provenance={**FACTS.provenance, "codec": origin})
+    assert words in render_card(facts)
+
+
+def test_weights_that_were_started_from_others() -> None:
+    run = {**FACTS.provenance["run"], "started_from": "their-release"}
+    card = render_card(replace(FACTS, provenance={"run": run}))
+    assert "started from the weights of `their-release`, whose licence holds here too" in card
 
 
 def test_sizes_sounds_and_how_to_play() -> None:

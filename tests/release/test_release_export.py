@@ -108,6 +108,8 @@ def test_forms_convert_into_each_other(home: Path, tmp_path: Path) -> None:
     assert storage.file_hash(back / "model.safetensors") == storage.file_hash(first / "model.safetensors")
     assert storage.file_hash(back / "codec.safetensors") == storage.file_hash(first / "codec.safetensors")
     assert load_release(back).codec.content_hash == load_release(first).codec.content_hash
+    kept = [json.loads((folder / "config.json").read_text())["provenance"] for folder in (first, back)]
+    assert kept[0] == kept[1]
 
 
 def test_exporting_twice_gives_the_same_bytes(home: Path, tmp_path: Path) -> None:
@@ -127,6 +129,10 @@ def test_config_and_provenance(home: Path, tmp_path: Path) -> None:
     run, sounds = config.provenance["run"], config.provenance["sounds"]
     assert run["signature"] == "abcd0123" and run["updates"] == 7 and run["seed"] == 2036
     assert sounds["name"] == "jungle" and sounds["train"] == {"files": 2, "hours": 0.0194} and sounds["hash"]
+    assert config.provenance["codec"] == {"signature": "c0dec000", "from_scratch": True}
+    assert "trained from scratch by the maker" in (out / "README.md").read_text()
+    again = export(str(out), tmp_path / "again")
+    assert "trained from scratch by the maker" in (again / "README.md").read_text()
     made = config.provenance["exported_with"]
     assert made["packages"]["audiocraft"] == "1.3.0" and made["patches"]["delete_param"] in ("applied", "waiting")
 
@@ -140,6 +146,15 @@ def test_a_pretrained_codec_goes_by_name(home: Path, tmp_path: Path) -> None:
     package = torch.load(theirs / "compression_state_dict.bin", weights_only=True)
     assert package["pretrained"] == "facebook/encodec_32khz" and package["exported"]
     assert "CC-BY-NC-4.0" in (ours / "README.md").read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_a_release_can_be_read_by_others(home: Path, tmp_path: Path) -> None:
+    models.write_models()
+    modes = {path.stat().st_mode & 0o777 for path in export("abcd0123", tmp_path / "out").iterdir()}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert modes == {0o666 & ~umask}
 
 
 def test_tensors_that_share_memory_and_scalars_are_stored(tmp_path: Path) -> None:
