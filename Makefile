@@ -26,10 +26,10 @@ demo: $(VENV)/.ready ## Make sounds, train a codec and an LM on them, generate f
 
 test: $(VENV)/.ready ## Lint, types, import direction and the quick tests, with coverage
 	$(MAKE) check
-	$(RUN) pytest -q -m "not slow" --cov --cov-report=term
+	$(RUN) pytest -q -n 2 --dist loadfile -m "not slow" --cov --cov-report=term
 
 test-long: $(VENV)/.ready ## The tests that take minutes: whole runs, wheels, audiocraft's own suite
-	$(RUN) pytest -q -m slow
+	$(RUN) pytest -q -n 2 --dist loadfile -m slow
 
 check: lint type imports ## Everything that reads the code without running it
 

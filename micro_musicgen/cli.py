@@ -215,13 +215,10 @@ def size(
     as_json: JsonFlag = False,
 ) -> None:
     """Print the published sizes: all parameters, those in embeddings and heads, the rest."""
-    from micro_musicgen.lm.scales import SCALES, spec
+    from micro_musicgen.lm.scales import SCALES
+    from micro_musicgen.lm.size import size_rows
 
-    rows = []
-    for name in SCALES:
-        shape = spec(name, card=card, num_codebooks=num_codebooks)
-        total, embedding = shape.num_parameters, shape.num_embedding_parameters
-        rows.append({"scale": name, "card": card, "total": total, "embedding": embedding, "rest": total - embedding})
+    rows = [asdict(row) for row in size_rows(card=card, num_codebooks=num_codebooks)]
     lines = [
         f"{'scale':8}{'dim':>6}{'layers':>8}{'heads':>7}{'total':>14}{'emb + heads':>14}{'rest':>14}   card {card}"
     ]
