@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -151,7 +153,10 @@ def export(
     folder = write(run, out, form=form, name=name, license_id=license_id, overwrite=overwrite)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     lines = [f"{size / 1e6:10.2f} MB  {file}" for file, size in files.items()]
-    lines += [f"release {folder}", f"next: micro-musicgen generate {out} -n 4 --duration 8 --out clips"]
+    lines += [
+        f"release {folder}",
+        f"next: micro-musicgen generate {shlex.quote(str(out))} -n 4 --duration 8 --out clips",
+    ]
     _report(as_json, {"folder": str(folder), "files": files}, lines)
 
 
@@ -219,16 +224,14 @@ def size(
     from micro_musicgen.lm.size import size_rows
 
     rows = [asdict(row) for row in size_rows(card=card, num_codebooks=num_codebooks)]
-    lines = [
-        f"{'scale':8}{'dim':>6}{'layers':>8}{'heads':>7}{'total':>14}{'emb + heads':>14}{'rest':>14}   card {card}"
-    ]
+    columns = ("dim", 6), ("layers", 8), ("heads", 7), ("total", 14), ("emb + heads", 14), ("rest", 14), ("fp32 MB", 10)
+    lines = [f"{'scale':8}" + "".join(f"{name:>{width}}" for name, width in columns)]
     for row in rows:
-        s = SCALES[str(row["scale"])]
-        shape_text = f"{row['scale']:8}{s.dim:>6}{s.num_layers:>8}{s.num_heads:>7}"
-        lines.append(f"{shape_text}{row['total']:>14,}{row['embedding']:>14,}{row['rest']:>14,}")
-    _report(
-        as_json, rows, [*lines, "micro is larger than midi: its name and shape are kept for checkpoints that exist."]
-    )
+        s = SCALES[row["scale"]]
+        counts = f"{row['total']:>14,}{row['embedding']:>14,}{row['rest']:>14,}{row['fp32_mb']:>10.1f}"
+        lines.append(f"{row['scale']:8}{s.dim:>6}{s.num_layers:>8}{s.num_heads:>7}{counts}")
+    lines.append(f"at card {card}; micro is larger than midi: its shape is kept for checkpoints that exist")
+    _report(as_json, rows, lines)
 
 
 @app.command()
@@ -252,7 +255,7 @@ def pull(
     from micro_musicgen.release.hub import pull as download
 
     folder = download(repo_id, out)
-    _say(f"release {folder}\nnext: micro-musicgen generate {out} -n 4 --out clips")
+    _say(f"release {folder}\nnext: micro-musicgen generate {shlex.quote(str(out))} -n 4 --out clips")
 
 
 @app.command()

@@ -29,14 +29,18 @@ def _bar() -> Progress:
 
 @contextlib.contextmanager
 def counting(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a `progress(done, total)` hook that draws a bar while the block runs."""
-    with _bar() as bar:
-        task = bar.add_task(title, total=None, note="")
+    """Gives a `progress(done, total)` hook that draws a bar from its first call to the end of the block."""
+    bar = _bar()
+    task = bar.add_task(title, total=None, note="")
 
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+    def progress(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
 
+    try:
         yield progress
+    finally:
+        bar.stop()
 
 
 class RichReporter:
