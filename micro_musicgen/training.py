@@ -22,6 +22,10 @@ CODEC_SHARE = 0.4
 
 CODEC_SCALES = ("nano", "micro", "base")
 
+SMALL_SET_S = 3600.0
+SMALL_SET_DROPOUT = 0.2
+"""Below an hour of sound an LM starts to recite before it is done learning; dropout puts that off."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRequest:
@@ -105,8 +109,16 @@ def lm_overrides(request: TrainingRequest, codec: str, minutes: float | None) ->
         f"compression_model_checkpoint={codec if codec.startswith('//') else _quoted(codec)}",
         f"transformer_lm.card={loaded.cardinality}",
         f"transformer_lm.n_q={loaded.num_codebooks}",
+        f"transformer_lm.dropout={_dropout(request.dataset)}",
     ]
     return argv + _common(request, minutes)
+
+
+def _dropout(dataset: str) -> float:
+    from micro_musicgen.data.manifest import read_manifest
+
+    duration_s = sum(track.duration for track in read_manifest(paths.manifests_dir(dataset) / "train"))
+    return SMALL_SET_DROPOUT if duration_s < SMALL_SET_S else 0.0
 
 
 def _common(request: TrainingRequest, minutes: float | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -71,3 +72,11 @@ def test_the_hash_is_sha256_of_all_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "x").write_bytes(content)
     assert storage.file_hash(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path: Path) -> None:
+    target = tmp_path / "kept.txt"
+    storage.write_text(target, "old")
+    with pytest.raises(MicroMusicGenError, match="disk is full"), storage.atomic_write(target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
