@@ -48,14 +48,14 @@ def mel_filters(scale: MelScale, sample_rate: int) -> torch.Tensor:
     return filters
 
 
-def magnitudes(wav: torch.Tensor, scale: MelScale, *, floor: float = 0.0) -> torch.Tensor:
-    """Gives STFT magnitudes [B, n_fft // 2 + 1, frames] of mono audio [B, 1, L], at least `floor`.
+def complex_spectrum(wav: torch.Tensor, scale: MelScale) -> torch.Tensor:
+    """Gives the complex STFT [B, n_fft // 2 + 1, frames] of mono audio [B, 1, L].
 
     The window has unit energy, so white noise has magnitude about its RMS at every resolution. A clip shorter than
-    half a window is padded with zeros. With a floor the gradient at silence is finite.
+    half a window is padded with zeros.
     """
     window = torch.hann_window(scale.n_fft, dtype=wav.dtype, device=wav.device)
-    spectrum = torch.stft(
+    return torch.stft(
         wav.squeeze(1),
         scale.n_fft,
         scale.hop_samples,
@@ -65,4 +65,12 @@ def magnitudes(wav: torch.Tensor, scale: MelScale, *, floor: float = 0.0) -> tor
         pad_mode="constant",
         return_complex=True,
     )
+
+
+def magnitudes(wav: torch.Tensor, scale: MelScale, *, floor: float = 0.0) -> torch.Tensor:
+    """Gives STFT magnitudes [B, n_fft // 2 + 1, frames] of mono audio [B, 1, L]; see `complex_spectrum`.
+
+    No magnitude is below `floor`; with a floor the gradient at silence is finite.
+    """
+    spectrum = complex_spectrum(wav, scale)
     return (spectrum.real.square() + spectrum.imag.square() + floor**2).sqrt()

@@ -3,6 +3,8 @@
     l1      mean |x - y| of the samples: phase, and with it bass and attacks
     msspec  mean |ln mel(x) - ln mel(y)|: what is heard, quiet sounds as much as loud ones
     mrstft  |X - Y| / |X| of linear magnitudes: the loud parts, weighted as energy is
+    low     the same of complex spectra below a few hundred Hz: there a frame of 20 ms is about one period, and codes
+            without phase can only make tones at multiples of the frame rate, which turns every bass line into a hum
 
 The weights and what they apply to come from the Hydra sections `losses` and `spectral`.
 """
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from micro_musicgen.audio.mel import MelScale, magnitudes, mel_filters
+from micro_musicgen.audio.mel import MelScale, complex_spectrum, magnitudes, mel_filters
 from micro_musicgen.errors import MicroMusicGenError
 
 MAGNITUDE_FLOOR = 3e-5
@@ -31,7 +33,7 @@ class LossConfig:
     """Weights of the losses and the resolutions of the spectral ones, checked.
 
     adv, feat: weights of the adversary's verdict and of its feature distance; used when there are adversaries.
-    log_floor: magnitude under which two sounds are equally quiet.
+    low: weight of `low`, whose band ends at low_hz. log_floor: magnitude under which two sounds are equally quiet.
     """
 
     l1: float
@@ -39,6 +41,8 @@ class LossConfig:
     mrstft: float
     adv: float
     feat: float
+    low: float
+    low_hz: float
     resolutions: tuple[MelScale, ...]
     log_floor: float
 
@@ -49,8 +53,9 @@ class LossConfig:
         Raises:
             MicroMusicGenError: unknown or missing keys, a negative weight, a loss that only upstream has: all at once.
         """
-        weights = [f.name for f in fields(cls) if f.name not in ("resolutions", "log_floor")]
-        known = {"losses": [*weights, *UPSTREAM_ONLY], "spectral": ["resolutions", "log_floor"]}
+        of_spectra = ["low", "low_hz", "resolutions", "log_floor"]
+        weights = [f.name for f in fields(cls) if f.name not in of_spectra]
+        known = {"losses": [*weights, *UPSTREAM_ONLY], "spectral": of_spectra}
         faults = []
         for section, given in (("losses", losses), ("spectral", spectral)):
             faults += [f"unknown key {section}.{key}" for key in sorted(set(given) - set(known[section]))]
@@ -58,12 +63,17 @@ class LossConfig:
             faults += [f"missing key {section}.{key}" for key in sorted(required - set(given))]
         faults += [f"losses.{key}={value} is negative" for key, value in losses.items() if value < 0]
         faults += [
+            f"spectral.{key}={spectral[key]} is negative" for key in ("low", "low_hz") if spectral.get(key, 0) < 0
+        ]
+        faults += [
             f"losses.{key}={losses[key]} is upstream's only; set it to 0" for key in UPSTREAM_ONLY if losses.get(key)
         ]
         if faults:
             raise MicroMusicGenError("; ".join(faults))
         return cls(
             **{name: float(losses[name]) for name in weights},
+            low=float(spectral["low"]),
+            low_hz=float(spectral["low_hz"]),
             resolutions=_resolutions(spectral["resolutions"]),
             log_floor=float(spectral["log_floor"]),
         )
@@ -75,18 +85,24 @@ def _resolutions(rows: Sequence[Sequence[int]]) -> tuple[MelScale, ...]:
     return tuple(MelScale(n_fft=int(n), hop_samples=int(hop), n_mels=int(mels)) for n, hop, mels in rows)
 
 
+def _relative(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    ratio: torch.Tensor = torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted)
+    return ratio
+
+
 class ReconstructionLoss(nn.Module):
     """The distances of a decoded clip from its original, unweighted and weighted."""
 
     def __init__(self, config: LossConfig, sample_rate: int) -> None:
         super().__init__()
         self.config = config
+        self.sample_rate = sample_rate
         for index, scale in enumerate(config.resolutions):
             # Not persistent: a loss has nothing to remember.
             self.register_buffer(f"filters{index}", mel_filters(scale, sample_rate).T.float(), persistent=False)
 
     def forward(self, estimate: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Gives the unweighted losses `l1`, `msspec`, `mrstft` of audio [B, 1, L], each a scalar."""
+        """Gives the unweighted losses `l1`, `msspec`, `mrstft`, `low` of audio [B, 1, L], each a scalar."""
         # Spectra stay in fp32: the square of a quiet bin underflows in half precision.
         estimate, reference = estimate.float(), reference.float()
         log_distance, convergence = torch.zeros(2, device=reference.device)
@@ -96,13 +112,23 @@ class ReconstructionLoss(nn.Module):
             filters, floor = getattr(self, f"filters{index}"), self.config.log_floor
             logs = [torch.log(filters @ spectrum + floor) for spectrum in (found, wanted)]
             log_distance = log_distance + (logs[0] - logs[1]).abs().mean()
-            convergence = convergence + torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted)
+            convergence = convergence + _relative(found, wanted)
         count = len(self.config.resolutions)
         return {
             "l1": (estimate - reference).abs().mean(),
             "msspec": log_distance / count,
             "mrstft": convergence / count,
+            "low": self._low(estimate, reference),
         }
+
+    def _low(self, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Gives the error of the complex spectrum below `low_hz`, over the spectrum itself; the longest window's."""
+        scale = max(self.config.resolutions, key=lambda scale: scale.n_fft)
+        bins = int(self.config.low_hz / self.sample_rate * scale.n_fft) + 1
+        wanted = complex_spectrum(reference, scale)[:, :bins]
+        error = complex_spectrum(estimate, scale)[:, :bins] - wanted
+        size = torch.view_as_real(wanted).abs().mean().clamp(min=MAGNITUDE_FLOOR)
+        return torch.view_as_real(error).abs().mean() / size
 
     def weighted(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Gives the sum of `losses` (any of the config's names) under the config's weights."""

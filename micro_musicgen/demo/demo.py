@@ -28,8 +28,9 @@ SOUND_MINUTES = 6.0
 TRAIN_MINUTES = 5.0
 """Together with all else under eight minutes on two cores; `--minutes` changes it."""
 SCALE = "nano"
-OVERRIDES: tuple[str, ...] = ("dataset.batch_size=8",)
-"""Hydra overrides of both runs."""
+OVERRIDES: tuple[str, ...] = ("generate.every=never",)
+"""Hydra overrides of both runs: in minutes there is no time for clips on the way."""
+LM_OVERRIDES = ("optim.lr=2e-3",)
 NUM_CLIPS = 4
 CLIP_S = 8.0
 SHOWN_SOUNDS = 4
@@ -75,7 +76,12 @@ def run_demo(out: Path, *, folder: Path | None, minutes: float | None, seed: int
     for line in report.summary_lines():
         say(line)
     request = training.TrainingRequest(
-        dataset=DATASET, minutes=minutes or TRAIN_MINUTES, scale=SCALE, seed=2036 + seed, overrides=OVERRIDES
+        dataset=DATASET,
+        minutes=minutes or TRAIN_MINUTES,
+        scale=SCALE,
+        seed=2036 + seed,
+        overrides=OVERRIDES,
+        lm_overrides=LM_OVERRIDES,
     )
     say(f"training a codec, then a {SCALE} language model: about {request.minutes:g} minutes")
     run = watch.run("train", lambda: _train_once(request, reporter))

@@ -59,7 +59,7 @@ def _report(model: nn.Module, seconds: float, cfg: DictConfig, minutes: float | 
 
 def estimate_lm(cfg: DictConfig, minutes: float | None) -> dict[str, Any]:
     """Gives steps, speed, minutes, memory and disk of an LM run. On a CPU, activations come on top of the memory."""
-    from micro_musicgen.solvers.lm import cross_entropy
+    from micro_musicgen.solvers.lm import code_losses
 
     settle(cfg)
     torch.set_num_threads(cfg.num_threads)
@@ -70,9 +70,7 @@ def estimate_lm(cfg: DictConfig, minutes: float | None) -> dict[str, Any]:
 
     def step() -> torch.Tensor:
         with torch.autocast(cfg.device.split(":")[0], dtype=getattr(torch, cfg.autocast_dtype), enabled=cfg.autocast):
-            output = model.compute_predictions(codes, [], condition_tensors={})
-        loss: torch.Tensor = cross_entropy(output.logits, codes, output.mask).mean()
-        return loss
+            return code_losses(model, codes).mean()
 
     return _report(model, _seconds_per_step(step, model, cfg), cfg, minutes)
 

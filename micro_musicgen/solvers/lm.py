@@ -42,6 +42,18 @@ def cross_entropy(logits: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor)
     return per_codebook / mask.sum(dim=(0, 2)).clamp(min=1)
 
 
+def code_losses(model: Any, codes: torch.Tensor) -> torch.Tensor:
+    """Gives the cross-entropy of each codebook in nats, [K], of codes [B, K, T] under an audiocraft `LMModel`.
+
+    What `LMModel.compute_predictions` followed by upstream's loss gives, but read off the pattern's own steps: step s
+    predicts step s + 1, so the logits need not be mapped back to frames (a quarter of a small model's time).
+    """
+    pattern = model.pattern_provider.get_pattern(codes.shape[-1])
+    sequence, _, mask = pattern.build_pattern_sequence(codes, model.special_token_id, keep_only_valid_steps=True)
+    logits = model(sequence[..., :-1], [], {})
+    return cross_entropy(logits, sequence[..., 1:], mask[None, :, 1:].expand(len(codes), -1, -1))
+
+
 @solvers.register("musicgen")
 class LMSolver(Solver):
     """The LM experiment; `cfg` is the tree under config/solver/musicgen."""
@@ -96,8 +108,7 @@ class LMSolver(Solver):
     def losses(self, codes: torch.Tensor) -> torch.Tensor:
         """Gives the cross-entropy per codebook, [K], of a batch of codes [B, K, T]."""
         with self.autocast():
-            output = self.model.compute_predictions(codes, [], condition_tensors={})
-        return cross_entropy(output.logits, codes, output.mask)
+            return code_losses(self.model, codes)
 
     def train_step(self, step: int) -> Mapping[str, Any]:
         """See `Solver.train_step`."""
