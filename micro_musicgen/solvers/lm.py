@@ -67,6 +67,11 @@ class LMSolver(Solver):
         cfg = self.cfg
         if not cfg.compression_model_checkpoint:
             raise MicroMusicGenError("no codec given; add compression_model_checkpoint=//sig/SIGNATURE (or a path)")
+        if cfg.compression_model_n_q is not None:
+            raise MicroMusicGenError(
+                f"compression_model_n_q={cfg.compression_model_n_q} is not supported here; leave it null, or use "
+                "solver=musicgen/upstream_32khz"
+            )
         self.codec: Codec = load_codec(cfg.compression_model_checkpoint, device=self.device)
         config = lm_config(cfg)
         self.spec = lm_spec(config)

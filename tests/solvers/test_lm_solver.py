@@ -158,6 +158,7 @@ def test_continue_from_takes_the_best_weights_of_another_run(toy_home: Path) -> 
         ("transformer_lm.n_q=2", "codebooks: codec 4, LM 2 (transformer_lm.n_q=4)"),
         ("compression_model_checkpoint=//sig/00000000", "00000000"),
         ("compression_model_checkpoint=null", "no codec given"),
+        ("compression_model_n_q=2", "compression_model_n_q=2 is not supported"),
         ("device=tpu", "tpu"),
     ],
 )
