@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import flashy
 from dora.hydra import HydraMain
-from dora.xp import XP
+from dora.xp import XP, get_xp, is_xp
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -24,7 +24,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from micro_musicgen import paths
+from micro_musicgen import paths, storage
 from micro_musicgen.errors import MicroMusicGenError
 
 if TYPE_CHECKING:
@@ -124,6 +124,16 @@ class Main(HydraMain):  # type: ignore[misc]
         except MicroMusicGenError as error:
             sys.stderr.write(f"error: {error}\n")
             sys.exit(error.exit_code)
+
+    def _main(self) -> Any:
+        """Runs on the config already composed. Dora would hand the run folder to Hydra as an unquoted override, which
+        a space or an umlaut in its path breaks.
+        """
+        if not is_xp():
+            return super()._main()
+        xp = get_xp()
+        storage.write_text(Path(xp.folder) / "config.yaml", OmegaConf.to_yaml(xp.cfg))
+        return self.main(xp.cfg)
 
 
 def _one_line(error: Exception) -> str:
