@@ -275,8 +275,9 @@ def demo(
 
 def run() -> None:
     """Runs the command line; the entry point of `micro-musicgen`."""
-    # Threads of torch that wait by spinning halve each other's speed, or worse, as soon as anything else runs on the
-    # machine (measured on 2 cores: 5x). A short spin costs a few percent when nothing does. Read when torch loads.
+    # Threads of torch that wait by spinning lose half their speed and more as soon as anything else runs: a product of
+    # matrices on 2 cores beside one busy process gave 34 GFLOP/s, with a short spin 60. On an idle machine the short
+    # spin costs up to a fifth. Read when torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         code = app(standalone_mode=False)

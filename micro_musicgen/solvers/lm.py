@@ -46,7 +46,7 @@ def code_losses(model: Any, codes: torch.Tensor) -> torch.Tensor:
     """Gives the cross-entropy of each codebook in nats, [K], of codes [B, K, T] under an audiocraft `LMModel`.
 
     What `LMModel.compute_predictions` followed by upstream's loss gives, but read off the pattern's own steps: step s
-    predicts step s + 1, so the logits need not be mapped back to frames (a quarter of a small model's time).
+    predicts step s + 1, so the logits need not be mapped back to frames.
     """
     pattern = model.pattern_provider.get_pattern(codes.shape[-1])
     sequence, _, mask = pattern.build_pattern_sequence(codes, model.special_token_id, keep_only_valid_steps=True)
