@@ -5,17 +5,23 @@ Exit codes: 0 done, 2 bad input (one line, no traceback), 130 interrupted, 1 any
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from micro_musicgen.errors import MicroMusicGenError
+
+if TYPE_CHECKING:
+    from micro_musicgen.engine.clips import ClipRequest
 
 app = typer.Typer(
     name="micro-musicgen",
@@ -40,10 +46,13 @@ def _report(as_json: bool, plain: Any, lines: list[str]) -> None:
 @app.command()
 def doctor(as_json: JsonFlag = False) -> None:
     """Check this installation: versions, devices, patches; exit 1 and say what to do when something is wrong."""
+    from micro_musicgen.engine.device import pick_device
+    from micro_musicgen.engine.precision import describe_default
     from micro_musicgen.upstream.doctor import diagnose
 
-    diagnosis = diagnose()
-    _report(as_json, diagnosis.to_dict(), diagnosis.lines())
+    diagnosis, precision = diagnose(), describe_default(pick_device())
+    lines = [*diagnosis.lines(), f"precision auto: {precision}"]
+    _report(as_json, {**diagnosis.to_dict(), "precision_auto": precision}, lines)
     if not diagnosis.ok:
         raise typer.Exit(1)
 
@@ -163,28 +172,42 @@ def export(
 @app.command()
 def generate(
     release: Annotated[str, typer.Argument(help="Release folder, run, data set name or Hub id.")],
-    num_clips: Annotated[int, typer.Option("-n", "--num", help="How many clips.")] = 4,
+    num_clips: Annotated[int | None, typer.Option("-n", "--num", help="How many clips; 4 by default.")] = None,
     duration: Annotated[float, typer.Option(help="Seconds a clip.")] = 8.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same files. Drawn when not given.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the WAV files.")] = Path("clips"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the WAV files; clips by default.")] = None,
     temperature: Annotated[float, typer.Option(help="Above 1 is odder, below 1 is safer.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw among the k likeliest codes; 0 for all.")] = 250,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw among the k likeliest codes; 0 for all.  [default: 250]")
+    ] = None,
     top_p: Annotated[float, typer.Option(help="Draw among codes of this total likelihood; 0 for off.")] = 0.0,
     prompt: Annotated[Path | None, typer.Option(help="An audio file to continue.")] = None,
     prompt_duration: Annotated[float, typer.Option(help="Seconds of the prompt to start from.")] = 2.0,
     batch_size: Annotated[int, typer.Option(help="Clips made at once.")] = 8,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; found when not given.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32 (the reference), fp16, bf16 or int8.")] = "auto",
+    play: Annotated[bool, typer.Option("--play", help="Listen to one clip while it is made; no file.")] = False,
+    stdout: Annotated[
+        bool, typer.Option("--stdout", help="One clip as raw 16-bit PCM on stdout, while it is made.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace files of the same name.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Generate clips as WAV files."""
+    """Generate clips as WAV files, or play one as it is made."""
+    gc.disable()  # collecting while torch is imported finds nothing and takes a quarter of a second
     from micro_musicgen.console import counting
     from micro_musicgen.engine.clips import ClipRequest, write_clips
 
+    gc.enable()
+    streams = play or stdout
+    if streams and (play and stdout or num_clips not in (None, 1) or out is not None or as_json):
+        raise MicroMusicGenError(
+            "--play and --stdout give one clip to one place; leave out -n, --out, --json and the other"
+        )
     request = ClipRequest(
         release=release,
-        num_clips=num_clips,
-        out=out,
+        num_clips=num_clips if num_clips is not None else 1 if streams else 4,
+        out=out or Path("clips"),
         duration_s=duration,
         seed=seed,
         temperature=temperature,
@@ -194,11 +217,47 @@ def generate(
         prompt_duration_s=prompt_duration,
         batch_size=batch_size,
         device=device,
+        precision=precision,
         overwrite=overwrite,
     )
+    if streams:
+        _listen(request, play)
+        return
     with counting("generating") as progress:
         written = write_clips(request, progress=progress)
     _report(as_json, {"seed": written.seed, "files": [str(p) for p in written.files]}, written.lines())
+
+
+def _listen(request: ClipRequest, play: bool) -> None:
+    """Plays one clip, or writes it to stdout; a reader that goes away early is no error."""
+    from micro_musicgen.console import console, counting
+    from micro_musicgen.engine.listen import player_command, playing_pipe, stream_pcm
+    from micro_musicgen.release.source import read_parts
+
+    rate = read_parts(request.release).sample_rate
+    shape = f"16-bit little-endian, {rate} Hz, 1 channel"
+    with counting("streaming") as progress:
+        if play:
+            with playing_pipe(player_command(rate)) as pipe:
+                seed = stream_pcm(request, pipe.write, progress=progress)
+        else:
+            console.print(f"raw PCM on stdout: {shape}", style="dim")
+            try:
+                seed = stream_pcm(request, _unbuffered(sys.stdout.fileno()), progress=progress)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+                return
+    console.print(f"seed {seed}", style="dim")
+
+
+def _unbuffered(descriptor: int) -> Callable[[bytes], None]:
+    """Gives a writer that has handed everything on when it returns: who listens live must not wait for a buffer."""
+
+    def write(data: bytes) -> None:
+        while data:
+            data = data[os.write(descriptor, data) :]
+
+    return write
 
 
 @app.command()
@@ -273,8 +332,22 @@ def demo(
     _say(f"open {page}")
 
 
+def main() -> None:
+    """Runs the command line and ends the process; the entry point of `micro-musicgen`."""
+    try:
+        run()
+    except SystemExit as end:
+        if "torch" in sys.modules and sys.argv[1:2] == ["generate"]:
+            # Taking torch down in order costs most of a second and does nothing that anybody waits for.
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
 def run() -> None:
-    """Runs the command line; the entry point of `micro-musicgen`."""
+    """Runs the command line."""
     # Threads of torch that wait by spinning lose half their speed and more as soon as anything else runs: a product of
     # matrices on 2 cores beside one busy process gave 34 GFLOP/s, with a short spin 60. On an idle machine the short
     # spin costs up to a fifth. Read when torch loads.
@@ -310,3 +383,7 @@ def _fail(error: BaseException, line: str, code: int) -> None:
         raise error
     typer.echo(f"error: {' '.join(line.split())}", err=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -64,6 +64,33 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
 
 
+class LazyWeights(Mapping[str, "torch.Tensor"]):
+    """The tensors of a safetensors file, each read when it is asked for and kept by nobody else.
+
+    The file is closed in between: pages of a mapped file count as memory of the process for as long as it is mapped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Takes a file whose header can be read; see `read_shapes` for what is raised otherwise."""
+        self.path = path
+        self.shapes = read_shapes(path)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        if name not in self.shapes:
+            raise KeyError(name)
+        with _explained(self.path), safe_open(self.path, framework="pt") as file:
+            found: torch.Tensor = file.get_tensor(name).clone()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
 class _explained:
     """Turns what safetensors says about a bad file into one line."""
 

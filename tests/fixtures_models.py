@@ -13,6 +13,8 @@ from torch import nn
 from micro_musicgen import checkpoints, paths, references, storage
 from micro_musicgen.codec.builder import build_codec_model
 from micro_musicgen.data.manifest import Track, write_manifest
+from micro_musicgen.engine.runner import Runner
+from micro_musicgen.engine.transformer_lm import make_network
 from micro_musicgen.lm.builder import build_lm
 
 SAMPLE_RATE = 32000
@@ -156,6 +158,21 @@ def make_lm(config: dict[str, Any] | None = None, *, seed: int = 0) -> nn.Module
     """An untrained language model. Its output is close to uniform over the codes."""
     torch.manual_seed(seed)
     return build_lm(config or lm_config(), window_s=WINDOW_S).eval()
+
+
+def make_runner(config: dict[str, Any] | None = None, *, lm: nn.Module | None = None, **changes: Any) -> Runner:
+    """The engine around the weights of `lm`, or of `make_lm(config)`."""
+    config = config or lm_config()
+    network = make_network(config, (lm or make_lm(config)).state_dict(), **changes)
+    return Runner(network, config["codebooks_pattern"])
+
+
+def attributes(count: int) -> list[Any]:
+    """audiocraft's conditions of clips that say nothing in two words, a and b."""
+    from micro_musicgen.upstream import audiocraft_module
+
+    made = audiocraft_module("modules.conditioners").ConditioningAttributes
+    return [made(text={"a": None, "b": None}) for _ in range(count)]
 
 
 def write_run(

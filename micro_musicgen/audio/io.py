@@ -127,6 +127,10 @@ def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
     return max(1, (2 * num_samples * to_rate + from_rate) // (2 * from_rate))
 
 
+BLOCK_SAMPLES = 1 << 18
+"""Samples of each channel that are converted at once."""
+
+
 def write_wav(path: Path | str, wav: npt.ArrayLike, sample_rate: int) -> None:
     """Writes audio [C, L] or [L] as 16-bit PCM, replacing `path` at once.
 
@@ -137,14 +141,19 @@ def write_wav(path: Path | str, wav: npt.ArrayLike, sample_rate: int) -> None:
     """
     import soundfile
 
-    samples = np.asarray(wav, dtype=np.float64)
-    assert samples.ndim in (1, 2), f"expected [L] or [C, L], got {samples.shape}"
-    if not np.isfinite(samples).all():
+    samples = np.atleast_2d(np.asarray(wav))
+    assert samples.ndim == 2, f"expected [L] or [C, L], got {samples.shape}"
+    # Block by block: a long clip's copies in double precision would be several times the clip.
+    blocks = [samples[:, at : at + BLOCK_SAMPLES] for at in range(0, samples.shape[1], BLOCK_SAMPLES)]
+    if not all(np.isfinite(block).all() for block in blocks):
         raise MicroMusicGenError(f"cannot write {path}: the audio holds NaN or infinite samples; the model is broken")
-    peak = np.abs(samples).max(initial=1.0)
-    pcm = np.rint(samples / peak * 32767).astype(np.int16)
-    with storage.atomic_write(path) as file:
-        soundfile.write(file, pcm.T, sample_rate, subtype="PCM_16", format="WAV")
+    peak = max((float(np.abs(block).max(initial=1.0)) for block in blocks), default=1.0)
+    with (
+        storage.atomic_write(path) as file,
+        soundfile.SoundFile(file, "w", sample_rate, len(samples), subtype="PCM_16", format="WAV") as sound,
+    ):
+        for block in blocks:
+            sound.write(np.rint(block.astype(np.float64) / peak * 32767).astype(np.int16).T)
 
 
 def _smallest_steps(from_rate: int, to_rate: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from micro_musicgen import checkpoints, paths, references
 from micro_musicgen.audio.io import load_mono, write_wav
 from micro_musicgen.codec.builder import build_codec_model
 from micro_musicgen.codec.encodec import EncodecCodec
+from micro_musicgen.codec.resolve import load_codec
 from micro_musicgen.contracts import Codec
 from micro_musicgen.data.manifest import read_manifest
 from micro_musicgen.engine.engine import MicroMusicGen
@@ -75,7 +76,7 @@ def _random_codes_like(codec: Codec, num_frames: int, generator: torch.Generator
 def measure(run: Path, release: Path, round_trips: Path, *, seed: int) -> dict[str, Any]:
     """Gives the table of the demo page; writes held-out sounds, through the codec and back, to `round_trips`."""
     player = MicroMusicGen.get_pretrained(str(release))
-    codec = player.codec
+    codec = load_codec(str(release))
     assert isinstance(codec, EncodecCodec)
     held_out, trained_on = (_sounds(split, codec.sample_rate) for split in ("valid", "train"))
     for number, wav in enumerate(held_out[:4]):
@@ -98,19 +99,18 @@ def measure(run: Path, release: Path, round_trips: Path, *, seed: int) -> dict[s
             "cross_entropy": [best[f"ce_q{k + 1}"] for k in range(codec.num_codebooks)],
             "updates": state["training"]["updates_done"],
         },
-        "frechet": _frechet(player, held_out, trained_on, seed),
+        "frechet": _frechet(player, codec, held_out, trained_on, seed),
         "sizes": {
             "codec_parameters": sum(p.numel() for p in codec.model.parameters()),
-            "language_model_parameters": sum(p.numel() for p in player.lm.parameters()),
+            "language_model_parameters": player.num_parameters,
             "release_bytes": sum(path.stat().st_size for path in release.iterdir()),
         },
     }
 
 
 def _frechet(
-    player: MicroMusicGen, held_out: list[torch.Tensor], trained_on: list[torch.Tensor], seed: int
+    player: MicroMusicGen, codec: Codec, held_out: list[torch.Tensor], trained_on: list[torch.Tensor], seed: int
 ) -> dict[str, float]:
-    codec = player.codec
     player.set_generation_params(duration=FRECHET_CLIP_S, seed=seed)
     generated = player.generate_unconditional(NUM_FRECHET_CLIPS).cpu()
     generator = torch.Generator().manual_seed(seed)

@@ -21,6 +21,8 @@ from micro_musicgen.engine.inputs import check_count, prompt_codes
 from micro_musicgen.errors import MicroMusicGenError
 
 SHOWN_FILES = 8
+DECODED_FRAMES = 8000
+"""Frames of sound held at once while files are written: 160 s, 20 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class ClipRequest:
     """What `micro-musicgen generate` was asked for.
 
     seed: None draws one. prompt: an audio file whose first `prompt_duration_s` seconds every clip begins with.
-    batch_size: clips made at once; the same seed with the same batch size gives the same bytes.
+    batch_size: clips made at once; it changes speed and memory, never the clips.
     """
 
     release: str
@@ -37,12 +39,13 @@ class ClipRequest:
     duration_s: float = 8.0
     seed: int | None = None
     temperature: float = 1.0
-    top_k: int = 250
+    top_k: int | None = None
     top_p: float = 0.0
     prompt: Path | None = None
     prompt_duration_s: float = 2.0
     batch_size: int = 8
     device: str | None = None
+    precision: str = "auto"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -56,7 +59,7 @@ class ClipRequest:
         return GenerationParams(
             duration_s=self.duration_s,
             temperature=self.temperature,
-            top_k=self.top_k,
+            top_k=GenerationParams.top_k if self.top_k is None else self.top_k,
             top_p=self.top_p,
             seed=seed,
         )
@@ -111,8 +114,7 @@ def write_clips(request: ClipRequest, progress: Callable[[int, int], None] | Non
     storage.ensure_writable(request.out.expanduser())
     if request.prompt is not None:
         probe(request.prompt)
-    model = MicroMusicGen.get_pretrained(request.release, device=request.device)
-    model.params = request.params(seed).updated(cfg_coef=model.params.cfg_coef)
+    model = open_model(request, seed)
     prompt = _prompt(request, model)
     total = request.num_clips * model.num_frames
     for first in range(0, request.num_clips, request.batch_size):
@@ -123,9 +125,25 @@ def write_clips(request: ClipRequest, progress: Callable[[int, int], None] | Non
             first_clip=first,
             progress=_counted(progress, first, len(batch), model.num_frames, total),
         )
-        for path, clip in zip(batch, codes, strict=True):
-            write_wav(path, model.decode(clip[None])[0].cpu().numpy(), model.sample_rate)
+        # Sound takes a hundred times the memory of its codes, so a batch of long clips is decoded a few at a time.
+        few = max(1, DECODED_FRAMES // model.num_frames)
+        for at in range(0, len(batch), few):
+            for path, wav in zip(batch[at : at + few], model.decode(codes[at : at + few]).cpu().numpy(), strict=True):
+                write_wav(path, wav, model.sample_rate)
     return WrittenClips(tuple(paths), seed)
+
+
+def open_model(request: ClipRequest, seed: int) -> MicroMusicGen:
+    """Gives the model of `request`, its parameters set."""
+    model = MicroMusicGen.get_pretrained(request.release, device=request.device, precision=request.precision)
+    model.set_generation_params(
+        duration=request.duration_s,
+        seed=seed,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+    )
+    return model
 
 
 def _prompt(request: ClipRequest, model: MicroMusicGen) -> torch.Tensor | None:

@@ -1,28 +1,34 @@
-"""A model to play: audiocraft's API over our own loading, checking and sampling."""
+"""A model to play: audiocraft's API over the engine."""
 
 from __future__ import annotations
 
 import contextlib
-import secrets
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 
 from micro_musicgen.contracts import MAX_DURATION_S, Codec, GenerationParams
+from micro_musicgen.engine.codec import decoded
+from micro_musicgen.engine.conditions import ConditionTensors, fuse, guided_rows
 from micro_musicgen.engine.device import pick_device
-from micro_musicgen.engine.inputs import check_count, prompt_codes, text_conditions
-from micro_musicgen.engine.sampler import Progress, clip_generators
-from micro_musicgen.engine.windows import generate_codes, windows
+from micro_musicgen.engine.fixed import MODES
+from micro_musicgen.engine.inputs import Conditioner, Unconditioned, check_count, prompt_codes
+from micro_musicgen.engine.memory import check_memory
+from micro_musicgen.engine.precision import pick_precision
+from micro_musicgen.engine.progress import bar
+from micro_musicgen.engine.runner import Runner
+from micro_musicgen.engine.sampler import Progress, clip_generators, fresh_seed
+from micro_musicgen.engine.state import LMState
+from micro_musicgen.engine.transformer_lm import make_network, shapes_of
+from micro_musicgen.engine.windows import CodeRequest, Windows, code_chunks, generate_codes, windows
 from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.weights import Shapes
 
 Clips = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 """Audio [B, C, L], or audio and the codes [B, K, T] that it was decoded from."""
-
-PRECISIONS = ("auto", "float32", "bfloat16")
-_UNSEEDED = torch.Generator().initial_seed()
-"""What torch's global generator says when nobody has seeded it."""
 
 
 class MicroMusicGen:
@@ -32,20 +38,58 @@ class MicroMusicGen:
     """
 
     def __init__(
-        self, lm: Any, codec: Codec, *, window_s: float, name: str = "untitled", precision: str = "auto"
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, torch.Tensor],
+        codec: Codec,
+        *,
+        window_s: float,
+        name: str = "untitled",
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        mode: str = "auto",
+        conditioner: Conditioner | None = None,
+        shapes: Shapes | None = None,
+        source: str = "the model",
     ) -> None:
-        """Takes modules that are built and on their device. window_s: seconds the LM was trained on at once."""
-        if precision not in PRECISIONS:
-            raise MicroMusicGenError(f"unknown precision {precision!r}; use {', '.join(PRECISIONS)}")
-        self.lm = lm.eval()
+        """Takes an LM's config (as `lm.builder.lm_config` gives it) and weights, and a codec that is on its device.
+
+        window_s: seconds that the LM was trained on at once. precision: see `precision.pick_precision`. mode: how a
+        step is run: eager, graph (CUDA), compile (long warm-up, see `warm_up_s`); auto is graph on CUDA. conditioner:
+        None for models without conditions. shapes, source: of the weights and where they are from, where known.
+
+        Raises:
+            MicroMusicGenError: config and weights don't belong together; an unknown device, precision or mode.
+        """
+        self.device = pick_device(device)
+        self.precision = pick_precision(precision, self.device)
+        if mode not in ("auto", *MODES):
+            raise MicroMusicGenError(f"unknown mode {mode!r}; use auto, {', '.join(MODES)}")
+        if mode == "auto":
+            mode = "graph" if self.device.type == "cuda" else "eager"
+        elif mode == "graph" and self.device.type != "cuda":
+            raise MicroMusicGenError(f"mode graph needs cuda, and the model is on {self.device}; use eager or auto")
+        shapes = shapes or shapes_of(weights)
+        network = make_network(
+            config,
+            weights,
+            device=self.device,
+            precision=self.precision,
+            plain=mode == "compile",
+            shapes=shapes,
+            source=source,
+        )
+        self.runner = Runner(network, config["codebooks_pattern"], mode=mode)
         self.codec = codec
+        self.conditioner: Conditioner = conditioner or Unconditioned()
         self.window_s = float(window_s)
         self.name = name
-        self.device: torch.device = next(lm.parameters()).device
-        self.precision = precision
+        self.num_parameters = sum(math.prod(shape) for shape in shapes.values())
+        self.default_cfg_coef = float(config["classifier_free_guidance"]["inference_coef"])
         self.last_seed: int | None = None
         self._progress_callback: Progress | None = None
-        self.params = GenerationParams(duration_s=min(self.window_s, MAX_DURATION_S), cfg_coef=float(self.lm.cfg_coef))
+        self.params: GenerationParams
+        self.set_generation_params()
 
     @classmethod
     def get_pretrained(
@@ -54,20 +98,20 @@ class MicroMusicGen:
         device: str | torch.device | None = None,
         precision: str = "auto",
         decoder: str | None = None,
+        mode: str = "auto",
     ) -> MicroMusicGen:
         """Gives the model that `name` refers to: a release folder (ours or audiocraft's), a run, or a Hub id.
 
-        device: None takes the best there is. precision: auto (bfloat16 on cuda, else float32), float32 or bfloat16.
+        device: None takes the best there is. precision: auto, fp32 (the reference), bf16 or int8. mode: see `__init__`.
 
         Raises:
-            MicroMusicGenError: it does not exist, is damaged or incomplete; or an unknown device or precision.
+            MicroMusicGenError: it does not exist, is damaged or incomplete; or an unknown device, precision or mode.
         """
-        from micro_musicgen.release.load import load_release
+        from micro_musicgen.engine.load import load_player
 
         if decoder is not None:
             raise MicroMusicGenError(f"decoder {decoder!r}: this version plays through the codec only; leave it out")
-        found = load_release(name, pick_device(device))
-        return cls(found.lm, found.codec, window_s=found.window_s, name=found.name, precision=precision)
+        return load_player(cls, name, pick_device(device), precision=precision, mode=mode)
 
     @property
     def sample_rate(self) -> int:
@@ -92,7 +136,7 @@ class MicroMusicGen:
     def set_generation_params(
         self,
         use_sampling: bool = True,
-        top_k: int = 250,
+        top_k: int | None = None,
         top_p: float = 0.0,
         temperature: float = 1.0,
         duration: float | None = None,
@@ -103,9 +147,10 @@ class MicroMusicGen:
     ) -> None:
         """Replaces all parameters; what is not given is back at its default.
 
-        duration: seconds a clip, the window by default. cfg_coef: guidance, as the model was trained for by default.
-        extend_stride: seconds that each window moves on in clips longer than the window, 60 % of it by default. seed:
-        equal seeds give equal clips; None draws one for every call and keeps it in `last_seed`.
+        top_k: 250 by default, or all codes where there are fewer. duration: seconds a clip, the window by default.
+        cfg_coef: guidance, as the model was trained for by default. extend_stride: seconds that each window moves on in
+        clips longer than the window, 60 % of it by default. seed: equal seeds give equal clips; None draws one for
+        every call and keeps it in `last_seed`.
 
         Raises:
             MicroMusicGenError: a value out of range, naming it.
@@ -113,16 +158,29 @@ class MicroMusicGen:
         if two_step_cfg:
             raise MicroMusicGenError("two_step_cfg=True is not supported; guidance runs as one batch, leave it out")
         windows(self.window_s, self.frame_rate, extend_stride)
-        self.params = GenerationParams(
+        params = GenerationParams(
             duration_s=min(self.window_s, MAX_DURATION_S) if duration is None else duration,
             temperature=temperature,
-            top_k=top_k,
+            top_k=self._default_top_k if top_k is None else top_k,
             top_p=top_p,
             greedy=not use_sampling,
-            cfg_coef=float(self.lm.cfg_coef) if cfg_coef is None else cfg_coef,
+            cfg_coef=self.default_cfg_coef if cfg_coef is None else cfg_coef,
             seed=seed,
             extend_stride_s=extend_stride,
         )
+        self._check_top_k(params)
+        self.params = params
+
+    @property
+    def _default_top_k(self) -> int:
+        return min(GenerationParams.top_k, self.runner.network.arch.card)
+
+    def _check_top_k(self, params: GenerationParams) -> None:
+        card = self.runner.network.arch.card
+        if params.top_k > card:
+            raise MicroMusicGenError(
+                f"top_k {params.top_k} is more than the {card} codes that there are; give 0 for all of them"
+            )
 
     def set_custom_progress_callback(self, progress_callback: Progress | None = None) -> None:
         """Has `progress=True` call `progress_callback(frames done, frames in all)` instead of drawing a bar."""
@@ -188,45 +246,121 @@ class MicroMusicGen:
         *,
         prompt: torch.Tensor | None = None,
         descriptions: Sequence[str | None] | None = None,
+        conditions: tuple[ConditionTensors, ConditionTensors] | None = None,
         first_clip: int = 0,
         progress: bool | Progress = False,
     ) -> torch.Tensor:
         """Gives int64 codes [B, K, T] of clips number `first_clip` and following under the present seed.
 
-        prompt: codes [B, K, T'] to begin with. progress: True for a bar (or the custom callback), or a callback.
+        prompt: codes [B, K, T'] to begin with. conditions: instead of descriptions, tensors of the clips and of clips
+        without conditions. progress: True for a bar (or the custom callback), or a callback.
 
         Raises:
-            MicroMusicGenError: `num_clips` below 1, texts that the model can't use, or a model that diverged.
+            MicroMusicGenError: `num_clips` below 1, a prompt that leaves nothing to add, texts that the model can't
+                use, too little memory, or a model that diverged.
         """
+        request = self._request(num_clips, prompt, descriptions, conditions, first_clip)
+        with self._reporting(progress) as report:
+            return generate_codes(self.runner, request, progress=report)
+
+    def _request(
+        self,
+        num_clips: int,
+        prompt: torch.Tensor | None,
+        descriptions: Sequence[str | None] | None,
+        conditions: tuple[ConditionTensors, ConditionTensors] | None,
+        first_clip: int,
+    ) -> CodeRequest:
+        """Gives what to compute, everything checked."""
         check_count(num_clips)
-        conditions = text_conditions(self.lm, descriptions or [None] * num_clips)
-        shape = windows(self.window_s, self.frame_rate, self.params.extend_stride_s)
-        self.last_seed = fresh_seed() if self.params.seed is None else self.params.seed
-        generators = clip_generators(self.last_seed, num_clips, first_clip=first_clip)
-        prompt = None if prompt is None else prompt.to(self.device)
-        with self._reporting(progress) as report, self._autocast():
-            return generate_codes(
-                self.lm,
-                self.params,
-                generators,
-                self.num_frames,
-                shape,
-                prompt=prompt,
-                conditions=conditions,
-                progress=report,
+        self._check_top_k(self.params)
+        network = self.runner.network
+        if prompt is not None and prompt.shape[-1] >= self.num_frames:
+            raise MicroMusicGenError(
+                f"the prompt of {prompt.shape[-1]} frames leaves nothing to add to a clip of {self.num_frames}; "
+                "raise the duration or cut the prompt"
             )
+        conditional, null = conditions or self.conditioner.tensors(descriptions or [None] * num_clips)
+        rows, guided = guided_rows(conditional, null, self.params.cfg_coef)
+        fused = fuse(network.arch, rows, device=self.device, dtype=network.dtype)
+        shape = windows(
+            self.window_s,
+            self.frame_rate,
+            self.params.extend_stride_s,
+            can_roll=network.arch.is_shift_invariant and not fused.prefix_length and network.arch.past_context is None,
+        )
+        self._check_memory(num_clips * (1 + guided), shape, fused.prefix_length)
+        self.last_seed = fresh_seed() if self.params.seed is None else self.params.seed
+        return CodeRequest(
+            params=self.params,
+            generators=clip_generators(self.last_seed, num_clips, first_clip=first_clip),
+            num_frames=self.num_frames,
+            shape=shape,
+            prompt=None if prompt is None else prompt.to(self.device),
+            conditions=fused,
+            guided=guided,
+        )
+
+    def _check_memory(self, rows: int, shape: Windows, prefix: int) -> None:
+        frames = min(self.num_frames, shape.window)
+        steps = self.runner.plan(frames).num_steps + prefix
+        if shape.rolls and self.num_frames > shape.window:
+            steps *= 2
+        needed = LMState.num_bytes(self.runner.network, rows, steps)
+        check_memory(needed, f"what {rows} rows of {steps} steps have heard", self.device)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Gives audio [B, C, L] of codes [B, K, T], clip by clip: a clip's samples don't depend on its batch."""
-        return torch.cat([self.codec.decode(clip[None]) for clip in codes])
+        """Gives audio [B, C, L] of codes [B, K, T]."""
+        return self.codec.decode(codes)
+
+    def stream(
+        self,
+        duration: float | None = None,
+        prompt: torch.Tensor | None = None,
+        prompt_sample_rate: int | None = None,
+        chunk_s: float = 0.5,
+        descriptions: Sequence[str | None] | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yields audio [B, C, L] while it is being made; concatenated, the chunks are what the other calls give.
+
+        duration: seconds, as the parameters say by default. prompt: audio [B, C, L'] or [C, L'] to begin with, which
+        is heard again first. chunk_s: new sound per chunk; a chunk comes when its codes are final, which is a few
+        frames (the pattern's delay and what the codec has to know of the future) after its last moment.
+
+        Raises:
+            MicroMusicGenError: before the first chunk, what the other calls raise; a chunk that is not above 0 s.
+        """
+        if not chunk_s > 0:
+            raise MicroMusicGenError(f"chunk of {chunk_s:g} s must be above 0")
+        kept = self.params
+        if duration is not None:
+            self.params = kept.updated(duration_s=duration)
+        try:
+            request = self._stream_request(prompt, prompt_sample_rate, descriptions)
+        finally:
+            self.params = kept
+        frames = max(1, round(chunk_s * self.frame_rate))
+        # What was wrong has been said; the generator below runs as it is read.
+        return decoded(self.codec, code_chunks(self.runner, request, chunk_frames=frames), len(request.generators))
+
+    def _stream_request(
+        self, prompt: torch.Tensor | None, prompt_sample_rate: int | None, descriptions: Sequence[str | None] | None
+    ) -> CodeRequest:
+        codes = None
+        if prompt is not None:
+            rate = self.sample_rate if prompt_sample_rate is None else prompt_sample_rate
+            codes = prompt_codes(prompt, rate, self.codec, num_frames=self.num_frames)
+        texts = list(descriptions) if descriptions is not None else [None] * (1 if codes is None else len(codes))
+        return self._request(len(texts) if codes is None else len(codes), codes, texts, None, 0)
+
+    @property
+    def warm_up_s(self) -> float:
+        """Seconds spent so far on recording or compiling steps."""
+        return self.runner.warm_up_s
 
     def _play(self, codes: torch.Tensor, return_tokens: bool) -> Clips:
         wav = self.decode(codes)
         return (wav, codes) if return_tokens else wav
-
-    def _autocast(self) -> Any:
-        wanted = self.precision == "bfloat16" or (self.precision == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
 
     @contextlib.contextmanager
     def _reporting(self, progress: bool | Progress) -> Iterator[Progress | None]:
@@ -237,23 +371,5 @@ class MicroMusicGen:
         elif self._progress_callback is not None:
             yield self._progress_callback
         else:
-            with _bar() as report:
+            with bar() as report:
                 yield report
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Progress]:
-    """Gives a hook that draws a bar on stderr."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("generating", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def fresh_seed() -> int:
-    """Gives a seed that nobody chose; a program that has called `torch.manual_seed` gets the same one every time."""
-    if torch.initial_seed() == _UNSEEDED:
-        return secrets.randbits(31)
-    return int(torch.randint(2**31, ()))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from micro_musicgen.audio.io import resample
 from micro_musicgen.contracts import Codec
+from micro_musicgen.engine.conditions import ConditionTensors
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.upstream import audiocraft_module
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 def check_count(num_samples: int) -> int:
@@ -79,24 +80,56 @@ def _to_codec_format(wav: torch.Tensor, sample_rate: int, codec: Codec) -> torch
     return torch.stack([torch.stack([torch.from_numpy(channel) for channel in clip]) for clip in clips])
 
 
-def text_conditions(lm: nn.Module, descriptions: Sequence[str | None]) -> list[Any]:
-    """Gives audiocraft's condition of each clip; an empty list for a model without conditions, which needs no guidance.
+class Conditioner(Protocol):
+    """Turns what a caller says into what the network hears."""
 
-    Raises:
-        MicroMusicGenError: a text for a model that knows none, or a model that needs something else than text.
-    """
-    provider: Any = lm.condition_provider
-    known = set(provider.conditioners)
-    texts = [text for text in descriptions if text is not None]
-    if "description" not in known and texts:
-        raise MicroMusicGenError(
-            f"this model was trained without text, so {texts[0]!r} means nothing to it; use generate_unconditional"
-        )
-    if not known:
-        return []
-    others = sorted(known - set(provider.text_conditions))
-    if others:
-        raise MicroMusicGenError(f"this model also listens to {', '.join(others)}, which can't be given here yet")
-    conditioners = audiocraft_module("modules.conditioners")
-    silent: dict[str, str | None] = dict.fromkeys(known)
-    return [conditioners.ConditioningAttributes(text={**silent, "description": text}) for text in descriptions]
+    def tensors(self, descriptions: Sequence[str | None]) -> tuple[ConditionTensors, ConditionTensors]:
+        """Gives the conditions of B clips, and those of B clips that nothing was said about."""
+
+
+class Unconditioned:
+    """For models that were trained without conditions."""
+
+    def tensors(self, descriptions: Sequence[str | None]) -> tuple[ConditionTensors, ConditionTensors]:
+        """Gives nothing.
+
+        Raises:
+            MicroMusicGenError: something was said.
+        """
+        texts = [text for text in descriptions if text is not None]
+        if texts:
+            raise MicroMusicGenError(
+                f"this model was trained without text, so {texts[0]!r} means nothing to it; use generate_unconditional"
+            )
+        return {}, {}
+
+
+class UpstreamConditioner:
+    """audiocraft's conditioners, as they were trained with the model. Knows text."""
+
+    def __init__(self, provider: Any) -> None:
+        known = set(provider.conditioners)
+        others = ", ".join(sorted(known - set(provider.text_conditions)))
+        self.provider = provider
+        self.fault = f"this model also listens to {others}, which can't be given here yet" if others else None
+        self.names = sorted(known)
+
+    @torch.inference_mode()
+    def tensors(self, descriptions: Sequence[str | None]) -> tuple[ConditionTensors, ConditionTensors]:
+        """Gives the conditions, padded to the longest as audiocraft pads them: both halves together.
+
+        Raises:
+            MicroMusicGenError: a text for a model that knows none, or a model that needs something else than text.
+        """
+        if self.fault is not None:
+            raise MicroMusicGenError(self.fault)
+        if "description" not in self.names:
+            Unconditioned().tensors(descriptions)
+        attributes = audiocraft_module("modules.conditioners").ConditioningAttributes
+        silent: dict[str, str | None] = dict.fromkeys(self.names)
+        said = [attributes(text={**silent, "description": text}) for text in descriptions]
+        unsaid = [attributes(text=dict(silent)) for _ in descriptions]
+        found = self.provider(self.provider.tokenize([*said, *unsaid]))
+        half = len(descriptions)
+        conditional = {name: (x[:half], mask[:half]) for name, (x, mask) in found.items()}
+        return conditional, {name: (x[half:], mask[half:]) for name, (x, mask) in found.items()}

@@ -61,13 +61,36 @@ def build_lm(config: Mapping[str, Any], *, window_s: float, device: torch.device
     Raises:
         MicroMusicGenError: the config names something that no builder knows.
     """
-    from omegaconf import OmegaConf
-
     from micro_musicgen.upstream import audiocraft_module
 
-    builders = audiocraft_module("models.builders")
-    full = {**config, "device": str(device), "dtype": "float32", "dataset": {"segment_duration": window_s}}
     try:
-        return builders.get_lm_model(OmegaConf.create(full))
+        return audiocraft_module("models.builders").get_lm_model(_full_config(config, window_s, device))
     except KeyError as error:
         raise MicroMusicGenError(f"cannot build the language model: {error.args[0]}") from error
+
+
+def build_condition_provider(config: Mapping[str, Any], *, window_s: float, device: torch.device | str = "cpu") -> Any:
+    """Gives audiocraft's condition provider alone, untrained: the language model around it may be a thousand times
+    as large.
+
+    Raises:
+        MicroMusicGenError: the config names something that no builder knows.
+    """
+    from micro_musicgen.upstream import audiocraft_module
+
+    full = _full_config(config, window_s, device)
+    builders = audiocraft_module("models.builders")
+    try:
+        return builders.get_conditioner_provider(full.transformer_lm.dim, full).to(device)
+    except KeyError as error:
+        raise MicroMusicGenError(f"cannot build the conditioners: {error.args[0]}") from error
+
+
+def _full_config(config: Mapping[str, Any], window_s: float, device: torch.device | str) -> DictConfig:
+    """Gives what audiocraft's builders read, out of what a release keeps."""
+    from omegaconf import OmegaConf
+
+    # Ours alone (see engine.architecture): audiocraft's fuser refuses what it doesn't know.
+    fuser = {key: value for key, value in (config.get("fuser") or {}).items() if key != "mask_padding"}
+    built = {"device": str(device), "dtype": "float32", "dataset": {"segment_duration": window_s}}
+    return OmegaConf.create({**config, "fuser": fuser, **built})

@@ -11,7 +11,7 @@ from micro_musicgen.codec.parts import CodecParts
 from micro_musicgen.codec.resolve import build_codec
 from micro_musicgen.contracts import Codec, LMSpec
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.lm.builder import build_lm, lm_spec
+from micro_musicgen.lm.builder import build_condition_provider, build_lm, lm_spec
 from micro_musicgen.release.source import ModelParts, read_parts
 
 if TYPE_CHECKING:
@@ -78,6 +78,21 @@ def _build_conditioned(found: ModelParts) -> nn.Module:
     weights.check_shapes(model, found.shapes, source=found.source)
     model.load_state_dict(found.read_lm())
     return model.eval()
+
+
+def build_conditioners(found: ModelParts) -> Any:
+    """Gives audiocraft's condition provider with the weights in `found`, on the CPU.
+
+    Raises:
+        MicroMusicGenError: weights and config don't belong together.
+    """
+    provider = build_condition_provider(found.lm, window_s=found.window_s)
+    prefix = "condition_provider."
+    shapes = {name.removeprefix(prefix): shape for name, shape in found.shapes.items() if name.startswith(prefix)}
+    weights.check_shapes(provider, shapes, source=found.source)
+    state = found.read_lm()
+    provider.load_state_dict({name: state[prefix + name] for name in shapes})
+    return provider.eval()
 
 
 def check_fit(spec: LMSpec, codec: Codec, found: ModelParts, codec_parts: CodecParts) -> None:

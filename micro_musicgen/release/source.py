@@ -99,7 +99,7 @@ def _from_release(folder: Path) -> ModelParts:
         name=config.name,
         lm=config.lm,
         shapes=weights.read_shapes(path),
-        read_lm=lambda: weights.read_weights(path),
+        read_lm=lambda: weights.LazyWeights(path),
         codec=lambda: codec_parts.from_release(folder),
         sample_rate=config.sample_rate,
         window_s=config.window_s,

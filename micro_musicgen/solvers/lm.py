@@ -139,14 +139,21 @@ class LMSolver(Solver):
     def generate(self) -> None:
         """Writes `generate.num_samples` clips as `samples/EPOCH_N.wav`, with one seed for the whole run."""
         from micro_musicgen.audio.io import write_wav
+        from micro_musicgen.engine.codec import playing
         from micro_musicgen.engine.engine import MicroMusicGen
 
         section = self.cfg.generate
-        player = MicroMusicGen(self.model, self.codec, window_s=float(self.cfg.dataset.segment_duration))
+        player = MicroMusicGen(
+            lm_config(self.cfg),
+            self.model.state_dict(),
+            playing(self.codec),
+            window_s=float(self.cfg.dataset.segment_duration),
+            device=self.device,
+        )
         player.set_generation_params(
             use_sampling=section.lm.use_sampling,
             temperature=section.lm.temp,
-            top_k=section.lm.top_k,
+            top_k=min(section.lm.top_k, self.spec.card),
             top_p=section.lm.top_p,
             duration=section.lm.gen_duration or float(self.cfg.dataset.segment_duration),
             seed=self.cfg.seed,

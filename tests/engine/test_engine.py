@@ -11,15 +11,23 @@ import torch
 
 from micro_musicgen import MicroMusicGen
 from micro_musicgen.codec.encodec import EncodecCodec
+from micro_musicgen.engine.codec import playing
 from micro_musicgen.engine.device import pick_device
-from micro_musicgen.engine.engine import fresh_seed
+from micro_musicgen.engine.inputs import UpstreamConditioner
+from micro_musicgen.engine.sampler import fresh_seed
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.release.export import export
+from micro_musicgen.upstream import audiocraft_module
 
 
 def player(config: dict[str, Any] | None = None, **changes: Any) -> MicroMusicGen:
-    codec = EncodecCodec(models.make_codec_model(), models.codec_config())
-    model = MicroMusicGen(models.make_lm(config), codec, window_s=models.WINDOW_S, **changes)
+    codec = playing(EncodecCodec(models.make_codec_model(), models.codec_config()))
+    lm = models.make_lm(config)
+    if config is not None and config["conditioners"]:
+        changes["conditioner"] = UpstreamConditioner(lm.condition_provider)
+    model = MicroMusicGen(
+        config or models.lm_config(), lm.state_dict(), codec, window_s=models.WINDOW_S, device="cpu", **changes
+    )
     model.set_generation_params(duration=0.2, seed=1)
     return model
 
@@ -51,7 +59,7 @@ def test_defaults_are_the_window_and_the_models_guidance() -> None:
     model.set_generation_params(temperature=0.8, top_k=5)
     kept = model.params
     model.set_generation_params(use_sampling=False)
-    assert model.params.greedy and model.params.temperature == 1.0 and model.params.top_k == 250
+    assert model.params.greedy and model.params.temperature == 1.0 and model.params.top_k == 64
     assert kept.temperature == 0.8, "parameters are replaced, never edited"
     assert player(models.text_lm_config()).params.cfg_coef == 3.0
 
@@ -165,11 +173,10 @@ def test_guidance_is_u_plus_w_times_c_minus_u() -> None:
 def test_guided_greedy_codes_are_those_of_audiocraft() -> None:
     model = player(models.text_lm_config())
     model.set_generation_params(duration=0.2, use_sampling=False, cfg_coef=2.0)
-    from micro_musicgen.engine.inputs import text_conditions
-
-    wanted = model.lm.generate(
-        conditions=text_conditions(model.lm, ["acid", "x"]), max_gen_len=10, use_sampling=False, cfg_coef=2.0
-    )
+    attributes = audiocraft_module("modules.conditioners").ConditioningAttributes
+    said = [attributes(text={"description": text}) for text in ("acid", "x")]
+    lm = models.make_lm(models.text_lm_config())
+    wanted = lm.generate(conditions=said, max_gen_len=10, use_sampling=False, cfg_coef=2.0)
     assert torch.equal(model.generate(["acid", "x"], return_tokens=True)[1], wanted)
 
 
@@ -189,8 +196,9 @@ def test_progress_goes_to_the_callback_and_never_to_stdout(capsys: pytest.Captur
     assert capsys.readouterr().out == ""
 
 
-def test_bfloat16_is_close_to_float32() -> None:
-    model = player(precision="bfloat16")
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "bf16", "int8"])
+def test_every_precision_plays(precision: str) -> None:
+    model = player(precision=precision)
     assert model.generate_unconditional(1).shape == (1, 1, 6400)
 
 
@@ -212,6 +220,7 @@ def test_devices() -> None:
         ({"duration": float("nan")}, "duration nan s is out of range"),
         ({"temperature": 0}, "temperature 0 must be above 0"),
         ({"top_k": -1}, "top_k -1"),
+        ({"top_k": 65}, "top_k 65 is more than the 64 codes that there are; give 0"),
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"extend_stride": 1.0}, "extend_stride 1 s must be shorter"),
         ({"two_step_cfg": True}, "two_step_cfg=True is not supported"),
@@ -229,7 +238,11 @@ def test_other_arguments_that_cannot_be_used(home: Path) -> None:
     models.write_models()
     with pytest.raises(MicroMusicGenError, match="0 clips were asked for; ask for 1 or more"):
         player().generate_unconditional(0)
-    with pytest.raises(MicroMusicGenError, match="unknown precision 'int4'; use auto, float32, bfloat16"):
+    with pytest.raises(MicroMusicGenError, match="unknown precision 'int4'; use auto, fp32, fp16, bf16, int8"):
         player(precision="int4")
+    with pytest.raises(MicroMusicGenError, match="unknown mode 'fast'; use auto, eager, graph, compile"):
+        player(mode="fast")
+    with pytest.raises(MicroMusicGenError, match="mode graph needs cuda, and the model is on cpu; use eager or auto"):
+        player(mode="graph")
     with pytest.raises(MicroMusicGenError, match="decoder 'diffusion': this version"):
         MicroMusicGen.get_pretrained("jungle", decoder="diffusion")

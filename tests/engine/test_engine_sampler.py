@@ -9,16 +9,39 @@ import pytest
 import torch
 
 from micro_musicgen.contracts import GenerationParams
-from micro_musicgen.engine.sampler import clip_generators, draw, generate_window
-from micro_musicgen.engine.windows import Windows, generate_codes, windows
+from micro_musicgen.engine.runner import Runner
+from micro_musicgen.engine.sampler import chances, clip_generators, draw
+from micro_musicgen.engine.windows import CodeRequest, Windows, code_chunks, generate_codes, windows
 from micro_musicgen.errors import MicroMusicGenError
 
 ALL = GenerationParams(top_k=0)
 
 
 @pytest.fixture(scope="module")
-def lm() -> Any:
-    return models.make_lm()
+def runner() -> Runner:
+    return models.make_runner()
+
+
+def window(
+    runner: Runner, params: GenerationParams, seed: int, clips: int, frames: int, **changes: Any
+) -> torch.Tensor:
+    """Codes [clips, K, frames] made within one window."""
+    progress = changes.pop("progress", None)
+    generators = clip_generators(seed, clips, first_clip=changes.pop("first_clip", 0))
+    shape = changes.pop("shape", Windows(frames, max(1, frames - 1)))
+    request = CodeRequest(params=params, generators=generators, num_frames=frames, shape=shape, **changes)
+    return generate_codes(runner, request, progress)
+
+
+def test_draws_pass_a_chi_square_test() -> None:
+    """Independent numbers, as generation draws them, against the exact probabilities of 64 codes."""
+    from scipy.stats import chi2
+
+    logits = torch.randn(64, generator=torch.Generator().manual_seed(1))
+    chance = chances(clip_generators(3, 1), 4, 5_000).flatten()
+    codes = draw(logits.expand(len(chance), -1), ALL, chance)
+    found, wanted = torch.bincount(codes, minlength=64).double(), logits.double().softmax(-1) * len(chance)
+    assert float(((found - wanted) ** 2 / wanted).sum()) < chi2.ppf(0.999, 63)
 
 
 def uniforms(count: int) -> torch.Tensor:
@@ -75,60 +98,60 @@ def test_extreme_draws_stay_in_range() -> None:
     assert draw(torch.zeros(2, 4, 8), GenerationParams(top_k=250), torch.rand(2, 4)).shape == (2, 4)
 
 
-def test_the_same_seed_gives_the_same_codes_and_another_seed_others(lm: Any) -> None:
-    first, again = (generate_window(lm, ALL, clip_generators(7, 2), 10) for _ in range(2))
+def test_the_same_seed_gives_the_same_codes_and_another_seed_others(runner: Runner) -> None:
+    first, again = (window(runner, ALL, 7, 2, 10) for _ in range(2))
     assert first.shape == (2, 4, 10) and first.dtype == torch.int64
     assert torch.equal(first, again)
     assert not torch.equal(first[0], first[1])
-    other = generate_window(lm, ALL, clip_generators(8, 2), 10)
+    other = window(runner, ALL, 8, 2, 10)
     assert (first != other).float().mean() > 0.9
 
 
-def test_a_clip_does_not_depend_on_its_batch(lm: Any) -> None:
-    together = generate_window(lm, ALL, clip_generators(7, 3), 10)
-    alone = generate_window(lm, ALL, clip_generators(7, 1, first_clip=2), 10)
+def test_a_clip_does_not_depend_on_its_batch(runner: Runner) -> None:
+    together = window(runner, ALL, 7, 3, 10)
+    alone = window(runner, ALL, 7, 1, 10, first_clip=2)
     assert torch.equal(together[2:], alone)
 
 
-def test_no_global_state_is_touched(lm: Any) -> None:
+def test_no_global_state_is_touched(runner: Runner) -> None:
     before = torch.get_rng_state()
-    generate_window(lm, ALL, clip_generators(7, 1), 5)
+    window(runner, ALL, 7, 1, 5)
     assert torch.equal(torch.get_rng_state(), before)
-    assert "_sample_next_token" not in vars(lm) and not lm._is_streaming
 
 
-def test_an_interruption_leaves_the_model_usable(lm: Any) -> None:
+def test_an_interruption_leaves_the_model_usable(runner: Runner) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    wanted = generate_window(lm, ALL, clip_generators(7, 1), 8)
+    wanted = window(runner, ALL, 7, 1, 8)
     with pytest.raises(KeyboardInterrupt):
-        generate_window(lm, ALL, clip_generators(7, 1), 8, progress=stop)
-    assert torch.equal(generate_window(lm, ALL, clip_generators(7, 1), 8), wanted)
+        window(runner, ALL, 7, 1, 8, progress=stop)
+    assert torch.equal(window(runner, ALL, 7, 1, 8), wanted)
 
 
-def test_a_prompt_stays_and_decides(lm: Any) -> None:
-    prompt = generate_window(lm, ALL, clip_generators(7, 2), 6)
-    codes = generate_window(lm, ALL, clip_generators(9, 2), 10, prompt=prompt)
+def test_a_prompt_stays_and_decides(runner: Runner) -> None:
+    prompt = window(runner, ALL, 7, 2, 6)
+    codes = window(runner, ALL, 9, 2, 10, prompt=prompt)
     assert torch.equal(codes[..., :6], prompt)
     greedy = GenerationParams(greedy=True)
-    whole = generate_window(lm, greedy, clip_generators(0, 1), 10)
-    rest = generate_window(lm, greedy, clip_generators(0, 1), 10, prompt=whole[..., :6])
+    whole = window(runner, greedy, 0, 1, 10)
+    rest = window(runner, greedy, 0, 1, 10, prompt=whole[..., :6])
     assert torch.equal(rest, whole)
 
 
-def test_progress_counts_frames_up_to_the_end(lm: Any) -> None:
+def test_progress_counts_frames_up_to_the_end(runner: Runner) -> None:
     heard: list[tuple[int, int]] = []
     prompt = torch.zeros(1, 4, 2, dtype=torch.long)
-    generate_window(lm, ALL, clip_generators(7, 1), 8, prompt=prompt, progress=lambda *p: heard.append(p))
+    window(runner, ALL, 7, 1, 8, prompt=prompt, progress=lambda *p: heard.append(p))
     assert heard[0] == (1, 6) and heard[-1] == (6, 6) and heard == sorted(heard)
 
 
 def test_a_diverged_model_is_named() -> None:
-    lm: Any = models.make_lm()
+    lm = models.make_lm()
     lm.linears[0].weight.data.fill_(float("nan"))
+    runner = models.make_runner(lm=lm)
     with pytest.raises(MicroMusicGenError, match="not finite: its training diverged"):
-        generate_window(lm, ALL, clip_generators(7, 1), 5)
+        window(runner, ALL, 7, 1, 5)
 
 
 # Windows.
@@ -142,34 +165,48 @@ def test_the_default_stride_is_sixty_percent() -> None:
         windows(10.0, 50.0, 10.0)
 
 
-def test_windows_continue_each_other(lm: Any) -> None:
+def test_windows_continue_each_other(runner: Runner) -> None:
     """Greedy window after window, by hand: context of window - stride frames, then new ones."""
     greedy, shape = GenerationParams(greedy=True), Windows(10, 6)
-    found = generate_codes(lm, greedy, clip_generators(0, 1), 20, shape)
-    wanted = generate_window(lm, greedy, clip_generators(0, 1), 10)
+    found = window(runner, greedy, 0, 1, 20, shape=shape)
+    wanted = window(runner, greedy, 0, 1, 10)
     for length in (10, 8):
-        window = generate_window(lm, greedy, clip_generators(0, 1), length, prompt=wanted[..., -4:])
-        wanted = torch.cat([wanted, window[..., 4:]], dim=-1)
+        more = window(runner, greedy, 0, 1, length, prompt=wanted[..., -4:])
+        wanted = torch.cat([wanted, more[..., 4:]], dim=-1)
     assert found.shape == (1, 4, 20) and torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("prompt_frames", [1, 5, 10, 17])
-def test_prompts_may_be_longer_than_the_window(lm: Any, prompt_frames: int) -> None:
+def test_prompts_may_be_longer_than_the_window(runner: Runner, prompt_frames: int) -> None:
     prompt = torch.randint(64, (2, 4, prompt_frames), generator=torch.Generator().manual_seed(0))
     heard: list[tuple[int, int]] = []
-    codes = generate_codes(
-        lm, ALL, clip_generators(3, 2), 21, Windows(10, 6), prompt=prompt, progress=lambda *p: heard.append(p)
-    )
+    codes = window(runner, ALL, 3, 2, 21, shape=Windows(10, 6), prompt=prompt, progress=lambda *p: heard.append(p))
     assert codes.shape == (2, 4, 21) and torch.equal(codes[..., :prompt_frames], prompt)
     assert heard[-1] == (21 - prompt_frames, 21 - prompt_frames) and heard == sorted(heard)
 
 
-def test_long_clips_agree_with_audiocraft(lm: Any) -> None:
+def test_long_clips_agree_with_audiocraft(runner: Runner) -> None:
     """The same windows as upstream's loop, where it can be compared: greedy, no prompt."""
     from micro_musicgen.upstream import audiocraft_module
 
-    theirs = audiocraft_module("models").MusicGen("x", models.make_codec_model(), lm, max_duration=0.2)
+    theirs = audiocraft_module("models").MusicGen("x", models.make_codec_model(), models.make_lm(), max_duration=0.2)
     theirs.set_generation_params(use_sampling=False, duration=0.5, extend_stride=0.12)
     _, wanted = theirs.generate_unconditional(1, return_tokens=True)
-    found = generate_codes(lm, GenerationParams(greedy=True), clip_generators(0, 1), 25, Windows(10, 6))
+    found = window(runner, GenerationParams(greedy=True), 0, 1, 25, shape=Windows(10, 6))
     assert torch.equal(found, wanted)
+
+
+def test_chunks_are_the_whole(runner: Runner) -> None:
+    """What a stream is given as it goes is what the call gives at the end, over windows and with a prompt."""
+    for prompt in (None, torch.randint(64, (2, 4, 5), generator=torch.Generator().manual_seed(0))):
+        request = CodeRequest(
+            params=ALL, generators=clip_generators(3, 2), num_frames=23, shape=Windows(10, 6), prompt=prompt
+        )
+        whole = generate_codes(runner, request)
+        for size in (1, 3, 10, 100):
+            request = CodeRequest(
+                params=ALL, generators=clip_generators(3, 2), num_frames=23, shape=Windows(10, 6), prompt=prompt
+            )
+            chunks = list(code_chunks(runner, request, chunk_frames=size))
+            assert torch.equal(torch.cat(chunks, dim=-1), whole)
+            assert size > 3 or max(chunk.shape[-1] for chunk in chunks[1:]) <= size

@@ -15,7 +15,7 @@ from torch import nn
 from micro_musicgen import checkpoints, references, storage
 from micro_musicgen.codec.resolve import load_codec
 from micro_musicgen.contracts import ReleaseConfig
-from micro_musicgen.engine.sampler import clip_generators, generate_window
+from micro_musicgen.engine.engine import MicroMusicGen
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
 from micro_musicgen.release.export import export
 from micro_musicgen.release.load import load_release
@@ -82,14 +82,13 @@ def test_audiocraft_plays_our_package(home: Path, tmp_path: Path) -> None:
 
 
 def test_greedy_codes_are_those_of_audiocraft(home: Path, tmp_path: Path) -> None:
-    from micro_musicgen.contracts import GenerationParams
-
     models.write_models()
     folder = export("abcd0123", tmp_path / "out", form="audiocraft")
     upstream = audiocraft_module("models").MusicGen.get_pretrained(str(folder), device="cpu")
     wanted = upstream.lm.generate(num_samples=2, max_gen_len=12, use_sampling=False)
-    found = generate_window(load_release(folder).lm, GenerationParams(greedy=True), clip_generators(0, 2), 12)
-    assert torch.equal(found, wanted)
+    ours = MicroMusicGen.get_pretrained(folder, device="cpu", precision="fp32")
+    ours.set_generation_params(use_sampling=False, duration=12 / 50)
+    assert torch.equal(ours.codes(2), wanted)
 
 
 def test_a_package_is_read_by_torch_without_unpickling(home: Path, tmp_path: Path) -> None:
