@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help demo test test-long lint type imports check clean dist
+.PHONY: help bench demo test test-long lint type imports check clean dist
 
 help: ## Show what can be made
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ type: $(VENV)/.ready ## mypy
 
 imports: $(VENV)/.ready ## import-linter: one direction, one door to audiocraft
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready ## How fast, in five minutes; all of it: python bench/speed.py --prepare, then without
+	$(BIN)/python bench/speed.py --quick
+	$(BIN)/python bench/size.py
 
 dist: $(VENV)/.ready ## A wheel and an sdist in dist/
 	rm -rf build dist
