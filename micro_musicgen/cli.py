@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input (one line, no traceback), 130 interrupted, 1 any
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -231,22 +232,22 @@ def generate(
 def _listen(request: ClipRequest, play: bool) -> None:
     """Plays one clip, or writes it to stdout; a reader that goes away early is no error."""
     from micro_musicgen.console import console, counting
-    from micro_musicgen.engine.listen import player_command, playing_pipe, stream_pcm
-    from micro_musicgen.release.source import read_parts
+    from micro_musicgen.engine.listen import Sink, find_player, player_command, playing_sink, stream_pcm
 
-    rate = read_parts(request.release).sample_rate
-    shape = f"16-bit little-endian, {rate} Hz, 1 channel"
+    player = find_player() if play else None
+
+    def open_sink(rate: int) -> contextlib.AbstractContextManager[Sink]:
+        if player is not None:
+            return playing_sink(player_command(player, rate))
+        console.print(f"raw PCM on stdout: 16-bit little-endian, {rate} Hz, 1 channel", style="dim")
+        return contextlib.nullcontext(_unbuffered(sys.stdout.fileno()))
+
     with counting("streaming") as progress:
-        if play:
-            with playing_pipe(player_command(rate)) as pipe:
-                seed = stream_pcm(request, pipe.write, progress=progress)
-        else:
-            console.print(f"raw PCM on stdout: {shape}", style="dim")
-            try:
-                seed = stream_pcm(request, _unbuffered(sys.stdout.fileno()), progress=progress)
-            except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-                return
+        try:
+            seed = stream_pcm(request, open_sink, progress=progress)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+            return
     console.print(f"seed {seed}", style="dim")
 
 

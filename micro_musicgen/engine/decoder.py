@@ -20,7 +20,8 @@ from micro_musicgen.engine.decoder_spec import (
     codebook_name,
     parse_decoder,
 )
-from micro_musicgen.engine.lstm import DeviceLstm, Lstm, has_kernel
+from micro_musicgen.engine.linear import fbgemm_is_there
+from micro_musicgen.engine.lstm import DeviceLstm, Lstm
 from micro_musicgen.engine.seanet import Activation, Conv, Kit, Line, Upsampler, Voice, Weights
 from micro_musicgen.errors import MicroMusicGenError
 
@@ -28,7 +29,7 @@ PRECISIONS = ("fp32", "bf16", "auto")
 BLOCK_FRAMES = 512
 """Frames that the first convolution and the recurrent layers take at once."""
 BLOCK_FLOATS = 1 << 20
-"""Numbers that a stage makes at once, 1 MB in fp32."""
+"""Numbers that a stage makes at once, 4 MB in fp32."""
 MAX_CLIPS = 16
 """Clips that go through the recurrent layers together."""
 
@@ -46,7 +47,7 @@ def lstm_kind(precision: str, width: int) -> str:
     "auto" is a rule, not a measurement of time, so that a machine gives the same audio on every day: int8 where an x86
     CPU has the kernel and the layer is wide enough to matter. Whether it stays is for the codec's own weights to say.
     """
-    fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and has_kernel("int8")
+    fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and fbgemm_is_there()
     return "int8" if precision == "auto" and fast and width >= MIN_INT8_WIDTH else "fp32"
 
 

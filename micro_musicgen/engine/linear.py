@@ -27,6 +27,7 @@ INT8_FROM = 1 << 22
 """Weights of a matrix from which on int8 gains more than scaling the activations costs."""
 
 Product = Callable[[torch.Tensor], torch.Tensor]
+"""x [M, in] -> [M, out]."""
 plain_product = torch._C._nn.linear  # F.linear without its detour through Python
 
 
@@ -42,24 +43,28 @@ class Linear(Protocol):
 class RowBlocks:
     """Calls a product with numbers of rows only for which it gives a row the same result as among four.
 
-    Which these are is tried out once per shape on this machine. More rows than the largest go in several calls.
+    Which these are is tried out once per shape and number of threads on this machine, when first needed: a small
+    network is loaded with all threads and run with one. More rows than the largest go in several calls.
     """
 
     def __init__(self, product: Product, in_features: int, key: tuple[str, int, int]) -> None:
         self.product = product
-        self.sizes = _equal_sizes(product, in_features, key)
-        self.largest = max(self.sizes)
+        self.in_features = in_features
+        self.key = key
+
+    @property
+    def sizes(self) -> frozenset[int]:
+        """Numbers of rows that may be computed at once with the present number of threads."""
+        return _equal_sizes(self.product, self.in_features, self.key)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Gives the product of x [M, in]; what is left over after the last block goes as one more call."""
-        rows = len(x)
-        if rows in self.sizes:
-            return self.product(x)
-        if rows < ROW_MULTIPLE:
+        rows, sizes = len(x), self.sizes
+        if rows in sizes or rows < ROW_MULTIPLE:
             return self.product(x)
         parts, done = [], 0
         while done < rows:
-            size = max((size for size in self.sizes if size <= rows - done), default=rows - done)
+            size = max((size for size in sizes if size <= rows - done), default=rows - done)
             parts.append(self.product(x[done : done + size]))
             done += size
         return torch.cat(parts)

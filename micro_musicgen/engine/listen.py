@@ -7,7 +7,6 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from typing import IO
 
 import torch
 
@@ -35,10 +34,13 @@ def pcm_bytes(wav: torch.Tensor) -> bytes:
     return scaled.astype("<i2", copy=False).tobytes()
 
 
-def stream_pcm(
-    request: ClipRequest, sink: Callable[[bytes], object], progress: Callable[[int, int], None] | None = None
-) -> int:
-    """Hands clip 0 of `request` to `sink`, chunk by chunk, while it is being made; gives its seed.
+Sink = Callable[[bytes], object]
+OpenSink = Callable[[int], contextlib.AbstractContextManager[Sink]]
+"""Gives, for a sample rate in Hz, what takes the sound."""
+
+
+def stream_pcm(request: ClipRequest, open_sink: OpenSink, progress: Callable[[int, int], None] | None = None) -> int:
+    """Hands clip 0 of `request` on, chunk by chunk, while it is being made; gives its seed.
 
     progress: hears (samples given, samples in all).
 
@@ -52,32 +54,38 @@ def stream_pcm(
         wav = load_mono(request.prompt, model.sample_rate, duration_s=request.prompt_duration_s)
         prompt = torch.from_numpy(wav)[None, None]
     done, total = 0, model.num_frames * model.codec.hop_samples
-    for chunk in model.stream(prompt=prompt, chunk_s=CHUNK_S):
-        sink(pcm_bytes(chunk))
-        done += chunk.shape[-1]
-        if progress is not None:
-            progress(done, total)
+    chunks = model.stream(prompt=prompt, chunk_s=CHUNK_S)
+    with open_sink(model.sample_rate) as sink:
+        for chunk in chunks:
+            sink(pcm_bytes(chunk))
+            done += chunk.shape[-1]
+            if progress is not None:
+                progress(done, total)
     return seed
 
 
-def player_command(sample_rate: int, channels: int = 1) -> list[str]:
-    """Gives the command of a player on this machine that reads PCM from its standard input.
+def find_player() -> str:
+    """Gives the line of `PLAYERS` whose program this machine has.
 
     Raises:
         MicroMusicGenError: there is none.
     """
-    layout = "mono" if channels == 1 else "stereo"
     for line in PLAYERS:
-        command = line.format(rate=sample_rate, channels=channels, layout=layout).split()
-        if shutil.which(command[0]):
-            return command
+        if shutil.which(line.split()[0]):
+            return line
     names = ", ".join(line.split()[0] for line in PLAYERS)
     raise MicroMusicGenError(f"found no player to listen with ({names}); install one, or pipe --stdout into another")
 
 
+def player_command(line: str, sample_rate: int, channels: int = 1) -> list[str]:
+    """Gives the command that a line of `PLAYERS` is for sound of this kind."""
+    layout = "mono" if channels == 1 else "stereo"
+    return line.format(rate=sample_rate, channels=channels, layout=layout).split()
+
+
 @contextlib.contextmanager
-def playing_pipe(command: list[str]) -> Iterator[IO[bytes]]:
-    """Gives the input of a running player; waits at the end until everything has been heard.
+def playing_sink(command: list[str]) -> Iterator[Sink]:
+    """Gives the way into a running player; waits at the end until everything has been heard.
 
     Raises:
         MicroMusicGenError: the player failed.
@@ -85,7 +93,7 @@ def playing_pipe(command: list[str]) -> Iterator[IO[bytes]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as player:
         assert player.stdin is not None and player.stderr is not None
         try:
-            yield player.stdin
+            yield player.stdin.write
         except KeyboardInterrupt:
             player.terminate()
             raise

@@ -12,61 +12,28 @@ four times slower. With a cell C = 2c and hidden values H = h / 2, and the facto
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from micro_musicgen.engine.linear import Int8Linear, PackedLinear, Product, fbgemm_is_there, packing_is_there
+
 Weights = Callable[[str], torch.Tensor]
-Product = Callable[[torch.Tensor], torch.Tensor]
-"""Gives x [B, D] times a matrix. Rows must not depend on each other, not even in their last bit."""
-
-
-def has_kernel(kind: str) -> bool:
-    """Says whether this torch has the packed kernel of that kind (fp32, int8); all of them are undocumented."""
-    found = {
-        "fp32": (torch.ops.mkldnn, ("_linear_pointwise", "_reorder_linear_weight")),
-        "int8": (torch.ops.quantized, ("linear_with_input_q_dq_qweight_dq_output_fp32", "linear_prepack")),
-    }[kind]
-    engines = torch.backends.quantized.supported_engines
-    backend = torch._C._has_mkldnn if kind == "fp32" else "fbgemm" in engines or "x86" in engines
-    return bool(backend) and all(hasattr(found[0], name) for name in found[1])
 
 
 def fp32_product(weight: torch.Tensor) -> Product:
     """Gives the product with `weight` [N, D] in fp32."""
-    if weight.device.type != "cpu" or not has_kernel("fp32"):
-        turned = weight.t().contiguous()
-        # One clip at a time: a BLAS takes another path for a single row, which rounds differently.
-        return lambda x: torch.cat([torch.mm(row[None], turned) for row in x])
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 10)
-    multiply = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: multiply(x, packed, None, "none", [], "")
+    if weight.device.type == "cpu" and packing_is_there():
+        return PackedLinear(weight, None)
+    turned = weight.t().contiguous()
+    # One clip at a time: a BLAS takes another path for a single row, which rounds differently.
+    return lambda x: torch.cat([torch.mm(row[None], turned) for row in x])
 
 
 def int8_product(weight: torch.Tensor) -> Product:
-    """Gives the product with `weight` [N, D] in 8 bits, scaled row by row, of inputs in 7 bits, scaled row by row.
-
-    Seven, because AVX2 adds two products of bytes in 16 bits and would saturate.
-    """
-    if not has_kernel("int8"):
-        return fp32_product(weight)
-    scales = weight.abs().amax(1).clamp(min=1e-12) / 127
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(quint8|deprecated).*")
-        whole = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        quantised = torch._make_per_channel_quantized_tensor(whole, scales.double(), zeros, 0)
-        packed = torch.ops.quantized.linear_prepack(quantised, None)
-    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        loudest = torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True).add_(1e-12)
-        found: torch.Tensor = multiply(x / loudest, 1 / 63, 64, packed)
-        return found.mul_(loudest)
-
-    return product
+    """Gives the product with `weight` [N, D] in 8 bits where this CPU has the kernel, else in fp32."""
+    return Int8Linear(weight, None) if fbgemm_is_there() else fp32_product(weight)
 
 
 @dataclass

@@ -261,7 +261,7 @@ def test_other_precisions_are_near() -> None:
 
 def test_auto_is_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(decoder_module, "has_kernel", lambda kind: True)
+    monkeypatch.setattr(decoder_module, "fbgemm_is_there", lambda: True)
     assert [lstm_kind(p, 1024) for p in ("auto", "fp32", "bf16")] == ["int8", "fp32", "fp32"]
     assert lstm_kind("auto", 64) == "fp32"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
@@ -277,7 +277,7 @@ def test_eight_bits_stay_only_where_they_are_near(monkeypatch: pytest.MonkeyPatc
         _, exact = pair(changed({"ratios": [2, 2, 2]}, n_filters=8))
         codes = some_codes(ours, 1, 20)
         kinds.append(torch.equal(ours.decode(codes), exact.decode(codes)))
-    assert kinds == [not lstm_module.has_kernel("int8"), True]
+    assert kinds == [not lstm_module.fbgemm_is_there(), True]
 
 
 def test_audiocraft_is_not_imported() -> None:

@@ -19,7 +19,7 @@ import torch
 from micro_musicgen import MicroMusicGen, cli
 from micro_musicgen.engine import listen
 from micro_musicgen.engine.codec import PlayingCodec, audio_stream, decoded
-from micro_musicgen.engine.listen import pcm_bytes, player_command, playing_pipe
+from micro_musicgen.engine.listen import find_player, pcm_bytes, player_command, playing_sink
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.release.export import export
 
@@ -138,29 +138,40 @@ def test_one_clip_to_one_place(
 def test_players(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MicroMusicGenError, match=r"found no player .*aplay.*; install one, or pipe --stdout"):
-        player_command(32000)
+        find_player()
     for name in ("aplay", "ffplay"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
-    assert player_command(32000)[:1] == ["ffplay"] and "32000" in player_command(32000)
+    command = player_command(find_player(), 32000)
+    assert command[:1] == ["ffplay"] and "32000" in command
     (tmp_path / "ffplay").unlink()
-    assert player_command(44100, 2) == ["aplay", "-q", "-t", "raw", "-f", "S16_LE", "-r", "44100", "-c", "2", "-"]
+    assert player_command(find_player(), 44100, 2) == [
+        "aplay",
+        "-q",
+        "-t",
+        "raw",
+        "-f",
+        "S16_LE",
+        "-r",
+        "44100",
+        "-c",
+        "2",
+        "-",
+    ]
 
 
 def test_what_is_played_is_what_was_made(release: Path, tmp_path: Path) -> None:
     heard = tmp_path / "heard"
-    with playing_pipe(["/bin/sh", "-c", f"cat > {heard}"]) as pipe:
-        seed = listen.stream_pcm(
-            listen.ClipRequest(release=str(release), num_clips=1, duration_s=0.5, seed=9, device="cpu"), pipe.write
-        )
+    request = listen.ClipRequest(release=str(release), num_clips=1, duration_s=0.5, seed=9, device="cpu")
+    seed = listen.stream_pcm(request, lambda rate: playing_sink(["/bin/sh", "-c", f"cat > {heard}"]))
     wanted = pcm_bytes(player(release, duration=0.5, seed=9).generate_unconditional(1))
     assert seed == 9 and len(heard.read_bytes()) == len(wanted)
     with (
         pytest.raises(MicroMusicGenError, match=r"the player /bin/sh failed \(no device\)"),
-        playing_pipe(["/bin/sh", "-c", "echo no device >&2; exit 3"]) as pipe,
+        playing_sink(["/bin/sh", "-c", "echo no device >&2; exit 3"]) as sink,
     ):
         for _ in range(100):
-            pipe.write(b"x" * 100_000)
+            sink(b"x" * 100_000)
 
 
 # Many clips.
