@@ -83,6 +83,9 @@ class WrittenClips:
 def clip_name(release: str) -> str:
     """Gives the part of a file name that says which model made it; letters of any language stay."""
     path = Path(release).expanduser()
+    if path.suffix == ".th" and path.is_file():  # one of a run's files: the run's name makes it tell something
+        run = path.parent if path.parent.name not in ("best", "snapshots") else path.parent.parent
+        return f"{run.name}_{path.stem}"
     last = path.resolve().name if path.exists() else release.rstrip("/").rpartition("/")[2]
     return re.sub(r"[^\w.-]+", "_", last).strip("._") or "clip"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from micro_musicgen.engine.linear import Linear
 
@@ -46,6 +47,16 @@ class LayerNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Gives x normalised over its last axis."""
         return torch.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """Gives F.gelu of a contiguous x with an even number of elements, on a CPU twice as fast for a single row.
+
+    Torch hands what is contiguous to oneDNN, whose call alone costs as much as a few thousand elements: hence seen as
+    two columns. The sizes of a batch don't choose between the two, since their last bits differ.
+    """
+    columns = x.as_strided((2, x.numel() // 2), (1, 2))
+    return F.gelu(columns).as_strided(x.shape, x.stride())
 
 
 @dataclass(frozen=True)

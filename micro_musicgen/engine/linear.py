@@ -11,6 +11,7 @@ summation, for 1, 2, 3 rows than for 4. What keeps it (measured, bench/NOTES.md;
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Protocol
@@ -19,12 +20,19 @@ import torch
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 ROW_MULTIPLE = 4
-"""Rows of a step come in multiples of this."""
+"""Rows of a step come in multiples of this where a matrix of the network needs it."""
 BLOCK_SIZES = (4, 8, 12, 16, 20, 24)
 PACKED_FROM = 1 << 17
 """Weights of a matrix above which packed fp32 and fp16 are faster than MKL on four rows; see bench/NOTES.md."""
 INT8_FROM = 1 << 22
 """Weights of a matrix from which on int8 gains more than scaling the activations costs."""
+ALL_INT8_FROM = 1 << 18
+"""The same where no matrix of the network has fewer: all in int8, a single clip needs no rows beside its own."""
+
+LEAST_SCALE = 2.0**-100
+"""Of a row of activations, for the kernel to scale it: below, numbers of fp32 run out."""
+EXPONENT_BITS = 0x7F800000
+"""Of an fp32 number."""
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 """x [M, in] -> [M, out]."""
@@ -32,9 +40,13 @@ plain_product = torch._C._nn.linear  # F.linear without its detour through Pytho
 
 
 class Linear(Protocol):
-    """x [M, in] -> [M, out] in x's dtype; on a CPU M is a multiple of ROW_MULTIPLE where rows are to be independent."""
+    """x [M, in] -> [M, out] in x's dtype.
+
+    takes_any_rows: on a CPU rows are independent for any M; else for multiples of ROW_MULTIPLE.
+    """
 
     num_bytes: int
+    takes_any_rows: bool
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Gives the product, a new tensor."""
@@ -51,6 +63,17 @@ class RowBlocks:
         self.product = product
         self.in_features = in_features
         self.key = key
+        self.seen: set[tuple[int, int]] = set()
+
+    def fit(self, x: torch.Tensor) -> bool:
+        """Whether x [M, in] may be computed at once; asked by every product of every step, hence remembered."""
+        asked = (x.shape[0], torch.get_num_threads())
+        if asked in self.seen:
+            return True
+        if asked[0] in self.sizes or asked[0] < ROW_MULTIPLE:
+            self.seen.add(asked)
+            return True
+        return False
 
     @property
     def sizes(self) -> frozenset[int]:
@@ -59,9 +82,9 @@ class RowBlocks:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Gives the product of x [M, in]; what is left over after the last block goes as one more call."""
-        rows, sizes = len(x), self.sizes
-        if rows in sizes or rows < ROW_MULTIPLE:
+        if self.fit(x):
             return self.product(x)
+        rows, sizes = len(x), self.sizes
         parts, done = [], 0
         while done < rows:
             size = max((size for size in sizes if size <= rows - done), default=rows - done)
@@ -88,6 +111,8 @@ def _equal_sizes(product: Product, in_features: int, key: tuple[str, int, int]) 
 class PlainLinear:
     """torch's own, for small matrices and for GPUs."""
 
+    takes_any_rows = False
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight = weight.contiguous()
         self.bias = bias
@@ -108,7 +133,7 @@ class SmallLinear(PlainLinear):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Gives x W' + b."""
-        if len(x) in self._blocks.sizes:
+        if self._blocks.fit(x):
             found: torch.Tensor = plain_product(x, self.weight, self.bias)
             return found
         return self._blocks(x)
@@ -116,6 +141,8 @@ class SmallLinear(PlainLinear):
 
 class Fp16Linear:
     """fp16 weights, fp32 activations and sums: half the bytes, and no error to speak of (FBGEMM)."""
+
+    takes_any_rows = False
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
@@ -129,11 +156,13 @@ class Fp16Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Gives x W' + b."""
-        return self._blocks(x)
+        return self._product(x) if self._blocks.fit(x) else self._blocks(x)
 
 
 class HalfLinear:
     """bfloat16 weights and products under fp32 activations, for CPUs that have units for it."""
+
+    takes_any_rows = False
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight = weight.to(torch.bfloat16)
@@ -152,6 +181,8 @@ class PackedLinear:
     HINT_ROWS = 10
     """The number of rows that the layout is chosen for. 1 would be 15 % faster for one row, half as fast for 10."""
 
+    takes_any_rows = True
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), self.HINT_ROWS)
         self.bias = bias
@@ -168,9 +199,13 @@ class Int8Linear:
     """8-bit weights, scaled by output; activations rounded on the fly, scaled by row; sums in 32-bit integers.
 
     Without VNNI the CPU adds two products in 16 bits, which must not overflow: activations then have 7 bits.
+    by_powers: rows are scaled by powers of two, at a cost of up to one of these bits. Such scales commute with every
+    rounding, so that a row alone can leave its scaling to the kernel, in three calls less, and keeps all its bits.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    takes_any_rows = True
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, by_powers: bool = False) -> None:
         scale = weight.abs().amax(1).clamp_(min=torch.finfo(torch.float32).tiny) / 127
         rounded = (weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         zeros = torch.zeros(len(scale), dtype=torch.int64)
@@ -182,14 +217,36 @@ class Int8Linear:
         self.bias = bias
         self.num_bytes = weight.numel()
         self.levels = 127 if has_vnni() else 63
+        self.by_powers = by_powers
         self._product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Gives x W' + b."""
-        loudest = x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-        y: torch.Tensor = self._product(x / loudest, 1 / self.levels, self.levels + 1, self.weight)
-        y.mul_(loudest)
+        y = self._one_row(x) if self.by_powers and x.shape[0] == 1 else self._rows(x)
         return y if self.bias is None else y.add_(self.bias)
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        scale = x.abs().amax(-1, keepdim=True)
+        if self.by_powers:
+            # The exponent's bits alone: the power of two at or below the number, infinite for what is not finite. It is
+            # 0 for silence, which then multiplies whatever the kernel makes of it.
+            scale = scale.view(torch.int32).bitwise_and_(EXPONENT_BITS).view(torch.float32)
+            step = 2 / self.levels
+        else:
+            scale.clamp_(min=torch.finfo(torch.float32).tiny)
+            step = 1 / self.levels
+        y: torch.Tensor = self._product(x / scale, step, self.levels + 1, self.weight)
+        return y.mul_(scale)
+
+    def _one_row(self, x: torch.Tensor) -> torch.Tensor:
+        """Gives what `_rows` gives, bit for bit."""
+        low, high = x.aminmax()
+        loudest = max(high.item(), -low.item())
+        if not LEAST_SCALE < loudest < math.inf:
+            return self._rows(x)
+        step = math.ldexp(1 / self.levels, math.frexp(loudest)[1])
+        y: torch.Tensor = self._product(x, step, self.levels + 1, self.weight)
+        return y
 
 
 def has_vnni() -> bool:
@@ -220,12 +277,19 @@ def packing_is_there() -> bool:
     return built and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str, *, plain: bool = False) -> Linear:
+def make_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    precision: str,
+    *,
+    plain: bool = False,
+    all_large: bool = False,
+) -> Linear:
     """Gives the kernel for a matrix [out, in] (fp32, on its device) in `precision`.
 
     A precision is the least that is used: int8 takes large matrices only, fp16 those of some size, since calling the
     special kernels costs more than they gain on small ones. plain: torch's own kernels only, which torch.compile and
-    CUDA graphs can look into.
+    CUDA graphs can look into. all_large: every matrix of the network has ALL_INT8_FROM weights.
     """
     assert precision in PRECISIONS, precision
     if plain or weight.device.type != "cpu":
@@ -233,8 +297,8 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str,
         return PlainLinear(weight.to(torch.bfloat16) if half else weight, _like(bias, half))
     if precision == "bf16":
         return HalfLinear(weight, bias)
-    if precision == "int8" and weight.numel() >= INT8_FROM:
-        return Int8Linear(weight, bias)
+    if precision == "int8" and weight.numel() >= (ALL_INT8_FROM if all_large else INT8_FROM):
+        return Int8Linear(weight, bias, by_powers=True)
     if weight.numel() > PACKED_FROM:
         if precision in ("fp16", "int8"):
             return Fp16Linear(weight, bias)

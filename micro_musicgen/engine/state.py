@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from micro_musicgen.engine.conditions import Fused
 from micro_musicgen.engine.cursor import KEY_MULTIPLE, Cursor, HostCursor, round_up
-from micro_musicgen.engine.linear import ROW_MULTIPLE
 from micro_musicgen.engine.tables import Tables, make_tables
 from micro_musicgen.engine.transformer_lm import Network
 
@@ -24,7 +23,7 @@ class LMState:
         arch, device, dtype = network.arch, network.device, network.dtype
         self.network = network
         self.rows = rows
-        self.padded_rows = round_up(rows, ROW_MULTIPLE) if device.type == "cpu" else rows
+        self.padded_rows = round_up(rows, network.row_multiple)
         self.num_slots = num_slots
         self.capacity = round_up(num_slots, KEY_MULTIPLE) + (KEY_MULTIPLE if arch.past_context is not None else 0)
         self.num_positions = max(num_slots, num_positions or 0)

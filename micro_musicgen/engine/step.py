@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from micro_musicgen.contracts import GenerationParams
 from micro_musicgen.engine.conditions import Fused
 from micro_musicgen.engine.cursor import Cursor, round_up
-from micro_musicgen.engine.linear import ROW_MULTIPLE
 from micro_musicgen.engine.sampler import draw_checked
 from micro_musicgen.engine.sequences import Sequences
 from micro_musicgen.engine.state import LMState, Reading, Stepping
@@ -63,7 +62,7 @@ class Step:
         if self.network.device.type != "cpu":
             groups = [slice(0, state.rows)]
         last = torch.cat([self._read_rows(rows, length, conditions) for rows in groups])
-        missing = round_up(len(last), ROW_MULTIPLE) - len(last)
+        missing = round_up(len(last), self.network.row_multiple) - len(last)
         self.draw(self.network.logits(F.pad(last, (0, 0, 0, missing))), cursor)
         cursor.advance()
 

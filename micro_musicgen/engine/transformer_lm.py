@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from micro_musicgen.engine.architecture import Architecture, read_architecture
-from micro_musicgen.engine.layers import Block, CrossAttention, FeedForward, LayerNorm, Part, SelfAttention
-from micro_musicgen.engine.linear import Linear, make_linear
+from micro_musicgen.engine.layers import Block, CrossAttention, FeedForward, LayerNorm, Part, SelfAttention, gelu
+from micro_musicgen.engine.linear import ALL_INT8_FROM, ROW_MULTIPLE, Linear, make_linear
 from micro_musicgen.engine.threads import ONE_THREAD_BELOW
 from micro_musicgen.registry import Registry
 from micro_musicgen.weights import Shapes
@@ -24,7 +24,7 @@ class Network:
     """A backbone with its weights in place, ready to be stepped. Holds no state: see `state.py`.
 
     embedding: [K * (card + 1), D], codebook after codebook, the empty code last in each. out_norm: before the heads.
-    heads: [D] -> [K * card].
+    heads: [D] -> [K * card]. row_multiple: rows of a step come in multiples of this, so that they are independent.
     """
 
     arch: Architecture
@@ -34,6 +34,7 @@ class Network:
     heads: Linear
     precision: str
     num_bytes: int
+    row_multiple: int
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +99,9 @@ class _Loader:
         self.precision, self.plain = precision, plain
         self.dtype = torch.bfloat16 if precision == "bf16" and (plain or device.type != "cpu") else torch.float32
         self.num_bytes = 0
+        self.row_multiple = 1
+        smallest = arch.dim * min(arch.dim, arch.num_codebooks * arch.card)
+        self.all_large = smallest >= ALL_INT8_FROM
 
     def take(self, name: str) -> torch.Tensor:
         """Gives a copy: what a file is mapped to lies on odd addresses, where products are several times as slow."""
@@ -107,8 +111,10 @@ class _Loader:
         return self.take(name) if wanted else None
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        made = make_linear(weight, bias, self.precision, plain=self.plain)
+        made = make_linear(weight, bias, self.precision, plain=self.plain, all_large=self.all_large)
         self.num_bytes += made.num_bytes
+        if self.device.type == "cpu" and not made.takes_any_rows:
+            self.row_multiple = ROW_MULTIPLE
         return made
 
     def norm(self, name: str, scale: float = 1.0) -> LayerNorm:
@@ -164,6 +170,11 @@ class _Loader:
             k_norm=self.norm(f"{name}.k_layer_norm") if arch.qk_norm_cross else None,
         )
 
+    def activation(self) -> Part:
+        if self.arch.activation != "gelu":
+            return F.relu
+        return F.gelu if self.plain or self.device.type != "cpu" else gelu
+
     def block(self, index: int) -> Block:
         arch, name = self.arch, f"transformer.layers.{index}"
         inner = self.linear(self.take(f"{name}.linear1.weight"), self.maybe(f"{name}.linear1.bias", arch.bias_ff))
@@ -172,7 +183,7 @@ class _Loader:
         return Block(
             attention=self.attention(f"{name}.self_attn"),
             attention_norm=self.norm(f"{name}.norm1"),
-            feed_forward=FeedForward(inner, outer, F.gelu if arch.activation == "gelu" else F.relu),
+            feed_forward=FeedForward(inner, outer, self.activation()),
             feed_forward_norm=self.norm(f"{name}.norm2"),
             cross=self.cross(f"{name}.cross_attention") if crosses else None,
             cross_norm=self.norm(f"{name}.norm_cross") if crosses else None,
@@ -202,5 +213,6 @@ def transformer_lm(
         heads=loader.linear(head, bias),
         precision=precision,
         num_bytes=0,
+        row_multiple=1,
     )
-    return replace(made, num_bytes=loader.num_bytes)
+    return replace(made, num_bytes=loader.num_bytes, row_multiple=loader.row_multiple)

@@ -90,6 +90,29 @@ def test_zeros_and_silence_survive_quantising() -> None:
     assert bool((found[1] == 0).all()) and bool((found[:, 3] == 0).all()) and found.isfinite().all()
 
 
+def test_a_row_alone_keeps_its_bits_in_int8() -> None:
+    """Scaled by powers of two, the kernel's own scaling of one row gives what scaling many rows by hand gives."""
+    matrix, x = weight(96, 512), rows(12, 512)
+    x *= torch.logspace(-35, 30, 12)[:, None]
+    x[4], x[5], x[6, 0] = 0, x[5] / x[5].abs().max(), -torch.inf
+    x[7, 0] = torch.nan
+    product = Int8Linear(matrix, torch.linspace(-1, 1, 96), by_powers=True)
+    together = product(x)
+    for row in range(12):
+        torch.testing.assert_close(product(x[row : row + 1]), together[row : row + 1], rtol=0, atol=0, equal_nan=True)
+    assert not together[6:8].isfinite().any() and torch.equal(together[4], torch.linspace(-1, 1, 96))
+
+
+def test_a_network_of_large_matrices_is_all_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a one needs no rows beside its own; one smaller matrix, and steps come in fours."""
+    monkeypatch.setattr(linear, "PACKED_FROM", 100)
+    monkeypatch.setattr(linear, "ALL_INT8_FROM", 1000)
+    assert type(make_linear(weight(64, 64), None, "int8", all_large=True)) is Int8Linear
+    assert type(make_linear(weight(64, 64), None, "int8")) is Fp16Linear
+    assert Int8Linear.takes_any_rows and PackedLinear.takes_any_rows
+    assert not (SmallLinear.takes_any_rows or Fp16Linear.takes_any_rows or HalfLinear.takes_any_rows)
+
+
 def test_each_matrix_gets_what_its_size_gains_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "PACKED_FROM", 100)
     monkeypatch.setattr(linear, "INT8_FROM", 1000)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from micro_musicgen.engine import lstm, seanet
+from micro_musicgen.engine import convolution, lstm
+from micro_musicgen.engine.activation import Activation
+from micro_musicgen.engine.convolution import Conv, Kit, Line, UpConv, pad_rows
 from micro_musicgen.engine.decoder_spec import ConvSpec
-from micro_musicgen.engine.lstm import Lstm, fp32_product, int8_product
-from micro_musicgen.engine.seanet import Activation, Conv, Kit, Line, UpConv, pad_rows
+from micro_musicgen.engine.lstm import Lstm, recurrence
 
 Layer = Callable[[Line, torch.Tensor, bool], torch.Tensor]
 
@@ -104,7 +105,7 @@ def test_recurrent_layers_are_torchs_and_carry_their_state(num_layers: int) -> N
     x = 2 * torch.randn(3, 50, 24)
     with torch.no_grad():
         want = module(x)[0] + x
-        layers = Lstm(weights_of(module), "x", num_layers)
+        layers = Lstm.read(weights_of(module), "x", num_layers)
         state = layers.start(3, x)
         found = torch.cat([layers(part, state) for part in (x[:, :1], x[:, 1:20], x[:, 20:])], dim=1)
         assert (found - want).abs().max() < 2e-6
@@ -122,7 +123,11 @@ def test_rows_of_a_product_do_not_depend_on_the_batch(kind: str, packed: bool, m
         monkeypatch.setattr(lstm, "fbgemm_is_there", lambda: False)
     torch.manual_seed(0)
     weight, x = torch.randn(512, 128) / 10, torch.rand(20, 128) - 0.5
-    product = fp32_product(weight) if kind == "fp32" else int8_product(weight)
+    layer, given = recurrence(weight, kind), torch.zeros(20, 512)
+
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        return layer(rows, given[: len(rows)], torch.empty(len(rows), 512))
+
     whole = product(x)
     error = (whole - x @ weight.t()).abs().max() / (x @ weight.t()).std()
     assert error < {"fp32": 1e-5, "int8": 0.08}[kind]
@@ -131,14 +136,23 @@ def test_rows_of_a_product_do_not_depend_on_the_batch(kind: str, packed: bool, m
             assert torch.equal(product(x[first : first + count].contiguous()), whole[first : first + count])
 
 
+@pytest.mark.parametrize("kind", ["fp32", "plain", "int8"])
+def test_what_a_frame_gives_is_added(kind: str) -> None:
+    torch.manual_seed(0)
+    weight, x, given = torch.randn(64, 16), torch.rand(1, 16) - 0.5, torch.randn(1, 64)
+    out = torch.empty(1, 64)
+    assert recurrence(weight, kind)(x, given, out) is out
+    assert (out - given - x @ weight.t()).abs().max() < {"fp32": 1e-5, "plain": 1e-5, "int8": 0.1}[kind]
+
+
 def test_a_matrix_row_of_zeros_survives_eight_bits() -> None:
-    weight = torch.zeros(16, 16)
-    assert torch.equal(int8_product(weight)(torch.rand(2, 16) - 0.5), torch.zeros(2, 16))
-    assert torch.equal(int8_product(torch.ones(16, 16))(torch.zeros(2, 16)), torch.zeros(2, 16))
+    given, out = torch.zeros(2, 16), torch.empty(2, 16)
+    assert torch.equal(recurrence(torch.zeros(16, 16), "int8")(torch.rand(2, 16) - 0.5, given, out), given)
+    assert torch.equal(recurrence(torch.ones(16, 16), "int8")(torch.zeros(2, 16), given, out), given)
 
 
 def test_fast_products_are_the_ones_under_test() -> None:
     """The sizes above reach fewer products and grouped rows."""
-    assert seanet.FAST_ROWS < 331
+    assert convolution.FAST_ROWS < 331
     narrow = ConvSpec("m", 64, 1, 7, 1, 3, 3, False)
     assert Conv(narrow, kit(nn.Conv1d(64, 1, 7)), None).grouped is not None

@@ -180,7 +180,7 @@ def test_what_is_played_is_what_was_made(release: Path, tmp_path: Path) -> None:
 def test_an_interruption_leaves_finished_files_whole(release: Path, tmp_path: Path) -> None:
     out = tmp_path / "many"
     with subprocess.Popen(
-        command(release, "-n", "400", "--batch-size", "2", "--duration", "0.5", "--seed", "1", "--out", str(out)),
+        command(release, "-n", "4000", "--batch-size", "2", "--duration", "0.5", "--seed", "1", "--out", str(out)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -191,6 +191,6 @@ def test_an_interruption_leaves_finished_files_whole(release: Path, tmp_path: Pa
         _, words = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in words, words
     files = sorted(out.iterdir())
-    assert 4 <= len(files) < 400 and all(path.suffix == ".wav" for path in files)
+    assert 4 <= len(files) < 4000 and all(path.suffix == ".wav" for path in files)
     for path in files:
         assert soundfile.read(path)[0].shape == (16000,)
