@@ -1,111 +1,112 @@
-"""Codecs that others trained and published: EnCodec as transformers loads it, behind the `Codec` contract.
+"""Codecs that others trained and published, as transformers loads them: from the Hub, or from a folder on this machine.
 
-Supported by name, never required. Mind their licence: `facebook/encodec_32khz` may not be used commercially.
+Supported by name, never required. Mind their licences: `facebook/encodec_32khz` may not be used commercially.
 """
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from micro_musicgen import hub_client, storage
-from micro_musicgen.codec.encodec import content_hash
-from micro_musicgen.errors import MicroMusicGenError, MissingExtraError
-from micro_musicgen.upstream import audiocraft_module
+from micro_musicgen.codec import codebooks
+from micro_musicgen.codec.dac import DacCodec
+from micro_musicgen.codec.transformers_encodec import TransformersEncodec
+from micro_musicgen.codec.wrapping import FrozenCodec
+from micro_musicgen.errors import MicroMusicGenError, MissingExtraError, MissingFileError
 
-KNOWN = {"facebook/encodec_32khz": "CC-BY-NC-4.0"}
-"""Pretrained codecs whose licence we know."""
+KNOWN: dict[str, str | None] = {
+    "facebook/encodec_32khz": "CC-BY-NC-4.0",
+    "facebook/encodec_24khz": None,
+    "descript/dac_16khz": "MIT",
+    "descript/dac_24khz": "MIT",
+    "descript/dac_44khz": "MIT",
+}
+"""Published codecs that are known to fit, with the licence of their weights; None where we know of none."""
 
-WEIGHT_FILES = ("config.json", "*.safetensors")
-
-
-class PretrainedCodec:
-    """A frozen EnCodec of transformers', as audiocraft wraps it; see `contracts.Codec`.
-
-    Invariant: loudness is never renormalised and audio is coded whole, so that codes stand alone.
-    """
-
-    def __init__(self, model: Any, name: str) -> None:
-        self.model = model.eval().requires_grad_(False)
-        config = self.model.model.config
-        if config.normalize or config.chunk_length_s:
-            raise MicroMusicGenError(
-                f"codec {name} renormalises or chunks its audio, which codes alone can't say; use {', '.join(KNOWN)}"
-            )
-        self.name = name
-        self.sample_rate = int(self.model.sample_rate)
-        self.channels = int(self.model.channels)
-        self.frame_rate = float(self.model.frame_rate)
-        self.hop_samples = round(self.sample_rate / self.frame_rate)
-        self.num_codebooks = int(self.model.num_codebooks)
-        self.cardinality = int(self.model.cardinality)
-        self.latent_dim = int(config.hidden_size)
-        self.content_hash = content_hash(model, json.loads(config.to_json_string()))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    @torch.inference_mode()
-    def encode(self, wav: torch.Tensor) -> torch.Tensor:
-        """Gives int64 codes [B, K, T] of audio [B, C, L]."""
-        codes: torch.Tensor
-        codes, _ = self.model.encode(wav.to(self.device))
-        return codes
-
-    @torch.inference_mode()
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Gives audio [B, C, T * hop_samples] of codes [B, K, T]."""
-        found: torch.Tensor = self.model.decode(codes.to(self.device), None)
-        return found
-
-    @torch.inference_mode()
-    def encode_latents(self, wav: torch.Tensor) -> torch.Tensor:
-        """Gives the encoder's latents [B, D, T] of audio [B, C, L]."""
-        found: torch.Tensor = self.model.model.encoder(wav.to(self.device))
-        return found
-
-    @torch.inference_mode()
-    def codes_to_latents(self, codes: torch.Tensor) -> torch.Tensor:
-        """Gives the quantised latents [B, D, T] of codes [B, K, T]."""
-        found: torch.Tensor = self.model.decode_latent(codes.to(self.device))
-        return found
-
-    @torch.inference_mode()
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Gives audio [B, C, L] of latents [B, D, T]."""
-        found: torch.Tensor = self.model.model.decoder(latents.to(self.device))
-        return found
+CONFIG_FILE = "config.json"
+WEIGHT_FILES = (CONFIG_FILE, "*.safetensors")
 
 
-def load_pretrained(name: str, device: torch.device | str = "cpu") -> PretrainedCodec:
-    """Gives the codec called `name` on the Hub, fetched when it is new.
+class _Wrapper(Protocol):
+    def __call__(self, model: Any, name: str, num_codebooks: int | None) -> FrozenCodec: ...
+
+
+KINDS: dict[str, tuple[str, _Wrapper]] = {
+    "encodec": ("EncodecModel", TransformersEncodec),
+    "dac": ("DacModel", DacCodec),
+}
+"""transformers' `model_type` of each kind of codec that is used here, its class there and its wrapper here."""
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Says whether `folder` is one to which transformers saved a codec."""
+    return _kind(folder) in KINDS
+
+
+def _kind(folder: Path) -> str | None:
+    path = folder / CONFIG_FILE
+    plain = storage.read_json(path) if path.is_file() else None
+    kind = plain.get("model_type") if isinstance(plain, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def load_pretrained(reference: str, device: torch.device | str = "cpu") -> FrozenCodec:
+    """Gives a codec by its name on the Hub, fetched when it is new, or by the folder that transformers saved it to.
+
+    reference: with `:N` at its end, the codec has its first N codebooks only.
 
     Raises:
         MissingExtraError: transformers is not installed.
-        MicroMusicGenError: the Hub can't be reached, or the model is no EnCodec.
+        MicroMusicGenError: the Hub can't be reached, the model is no codec, is incomplete or does not suit, or has
+            fewer codebooks.
     """
+    name, num_codebooks = codebooks.split(reference)
     try:
         version("transformers")
     except PackageNotFoundError:
         raise MissingExtraError(
-            f"the pretrained codec {name} needs transformers; run: pip install 'micro-musicgen[text]', "
+            f"the pretrained codec {name} needs transformers; run: pip install 'micro-musicgen[codecs]', "
             "or train a codec of your own"
         ) from None
-    folder = hub_client.download_folder(name, WEIGHT_FILES)
-    kind = storage.read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-    if kind != "encodec":
+    folder = Path(name) if Path(name).is_dir() else _fetched(name)
+    kind = _kind(folder)
+    if kind not in KINDS:
         raise MicroMusicGenError(
-            f"{name} on the Hub is no EnCodec but {kind or 'something else'}; use {', '.join(KNOWN)}"
+            f"{name} is no {' or '.join(KINDS)} codec but {kind or 'something else'}; use one like {', '.join(KNOWN)}"
         )
-    upstream = audiocraft_module("models.encodec")
+    class_name, wrapper = KINDS[kind]
+    # float: codes should not depend on the precision that somebody saved the weights in
+    return wrapper(_read_model(class_name, folder, name).float().to(device), name, num_codebooks)
+
+
+def _fetched(name: str) -> Path:
     try:
-        model = upstream.HFEncodecModel.from_pretrained(folder, use_safetensors=True)
+        return hub_client.download_folder(name, WEIGHT_FILES)
+    except MissingFileError:
+        raise
+    except MicroMusicGenError as error:
+        raise MicroMusicGenError(
+            f"{error}; or fetch config.json and model.safetensors of {name} elsewhere and give their folder as codec"
+        ) from error
+
+
+def _read_model(class_name: str, folder: Path, name: str) -> Any:
+    """Gives transformers' model in `folder`, complete or not at all."""
+    import transformers
+
+    try:
+        model, report = getattr(transformers, class_name).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
-        raise MicroMusicGenError(f"{name} cannot be loaded as an EnCodec: {str(error).splitlines()[0]}") from error
-    return PretrainedCodec(upstream.HFEncodecCompressionModel(model).to(device), name)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MicroMusicGenError(f"{name} cannot be loaded as {class_name}: {reason}") from error
+    # transformers draws at random what a file lacks.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise MicroMusicGenError(f"{name} lacks {len(missing)} of its weights, {missing[0]} among them; fetch it again")
+    return model

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from micro_musicgen import hub_client, references, weights
-from micro_musicgen.codec import parts
+from micro_musicgen.codec import codebooks, encodec_24khz, parts
 from micro_musicgen.codec.builder import build_codec_model
 from micro_musicgen.codec.encodec import EncodecCodec
 from micro_musicgen.codec.parts import CodecParts
@@ -25,25 +25,27 @@ def load_codec(reference: str | Path, device: torch.device | str = "cpu") -> Cod
     """Gives the codec that `reference` names, in evaluation mode on `device`.
 
     reference: a run (signature, folder, data set name, checkpoint file), a release folder of either form, a
-    `compression_state_dict.bin`, `//pretrained/ID`, or a Hub id. A language model's run or release stands for the
-    codec that it was trained on.
+    `compression_state_dict.bin`, `//pretrained/ID`, a Hub id, a folder to which transformers saved a codec, or the
+    encodec package's `encodec_24khz-*.th`. A language model's run or release stands for the codec that it was trained
+    on. With `:N` at its end, the codec's first N codebooks.
 
     Raises:
         MissingFileError: nothing of that name exists.
         MissingExtraError: a pretrained codec needs transformers, which is not installed.
-        MicroMusicGenError: what is there is damaged, or is no codec.
+        MicroMusicGenError: what is there is damaged, is no codec, or has fewer codebooks.
     """
     return build_codec(read_codec(reference), device)
 
 
 def read_codec(reference: str | Path) -> CodecParts:
     """Gives config and weights of the codec that `reference` names, unbuilt; see `load_codec`."""
-    text = str(reference)
+    text, number = codebooks.split(str(reference))
     for _ in range(MAX_HOPS):
         found = _read(text)
         if isinstance(found, CodecParts):
-            return found
-        text = found
+            return codebooks.first(found, number)
+        text, inner = codebooks.split(found)
+        number = inner if number is None else number
     raise MicroMusicGenError(f"{reference} leads from one reference to the next and to no codec; name the codec itself")
 
 
@@ -55,12 +57,23 @@ def _read(text: str) -> CodecParts | str:
         return _from_hub(found.hub_id)
     path = found.local_path()
     if found.kind == "release":
-        return parts.from_folder(path)
+        return _from_folder(path)
+    weights_file = encodec_24khz.read(path) if found.kind == "checkpoint" else None
+    if weights_file is not None:
+        return weights_file
     return parts.from_checkpoint_file(path / references.CHECKPOINT_NAME if found.kind == "run" else path)
 
 
+def _from_folder(folder: Path) -> CodecParts:
+    from micro_musicgen.codec.pretrained import is_model_folder
+
+    if is_model_folder(folder):
+        return CodecParts(source=str(folder), pretrained=str(folder))
+    return parts.from_folder(folder)
+
+
 def _from_hub(repo_id: str) -> CodecParts:
-    """Gives a codec from the Hub: a release of ours, audiocraft's package, or the name of an EnCodec of transformers'.
+    """Gives a codec from the Hub: a release of ours, audiocraft's package, or the name of a codec of transformers'.
 
     Only the small config is fetched to tell them apart.
     """

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from micro_musicgen.codec import codebooks
 from micro_musicgen.codec.pretrained import KNOWN
 from micro_musicgen.contracts import LMSpec
 
@@ -129,11 +131,17 @@ def _codec_licence(facts: CardFacts) -> str:
         return (
             "Codec: part of this release. Where its weights come from is not recorded; their maker's licence applies."
         )
-    known = KNOWN.get(pretrained)
+    name = codebooks.split(pretrained)[0]
+    if Path(name).is_absolute():
+        return (
+            f"Codec: lies in a folder of the maker's, {Path(name).name}, is not part of this release, and has a "
+            "licence of its own. Without that folder this release can't be played."
+        )
+    known = KNOWN.get(name)
     terms = f"is published under {known}" if known else "has a licence of its own; see its page"
     tail = ", which does not allow commercial use" if known and "NC" in known else ""
     return (
-        f"Codec: [{pretrained}](https://huggingface.co/{pretrained}) is fetched by name, is not part of this release, "
+        f"Codec: [{pretrained}](https://huggingface.co/{name}) is fetched by name, is not part of this release, "
         f"and {terms}{tail}. That holds for whatever is played through it."
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micro_musicgen import storage, weights
+from micro_musicgen.codec import codebooks
 from micro_musicgen.codec import parts as codec_parts
 from micro_musicgen.codec.parts import CodecParts
 from micro_musicgen.codec.resolve import build_encodec
@@ -142,6 +143,12 @@ def write_micro(found: Export, folder: Path) -> None:
     storage.write_json(folder / codec_parts.CONFIG_FILE, config.to_dict())
 
 
+def _check_audiocraft_loads(codec: str) -> None:
+    name, number = codebooks.split(codec)
+    if number is not None or name.startswith("descript/") or Path(name).is_absolute():
+        raise MicroMusicGenError(f"audiocraft cannot load the codec {codec}; export with --format micro")
+
+
 @forms.register("audiocraft")
 def write_audiocraft(found: Export, folder: Path) -> None:
     """Fills `folder` with audiocraft's `state_dict.bin` and `compression_state_dict.bin`.
@@ -162,6 +169,7 @@ def write_audiocraft(found: Export, folder: Path) -> None:
     note = {"name": found.name, "provenance": found.provenance}
     write_package(folder / LM_PACKAGE, found.lm_state, config, note=note)
     if found.codec.pretrained is not None:
+        _check_audiocraft_loads(found.codec.pretrained)
         write_pretrained_package(folder / CODEC_PACKAGE, found.codec.pretrained)
     else:
         codec_config = {**found.codec.config, "device": "cpu"}

@@ -12,6 +12,7 @@ from micro_musicgen.codec.resolve import build_codec
 from micro_musicgen.contracts import Codec, LMSpec
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import build_condition_provider, build_lm, lm_spec
+from micro_musicgen.lm.fit import differences
 from micro_musicgen.release.source import ModelParts, read_parts
 
 if TYPE_CHECKING:
@@ -101,12 +102,7 @@ def check_fit(spec: LMSpec, codec: Codec, found: ModelParts, codec_parts: CodecP
     Raises:
         MicroMusicGenError: naming both and every difference.
     """
-    pairs: tuple[tuple[str, Any, Any], ...] = (
-        ("codebooks", codec.num_codebooks, spec.num_codebooks),
-        ("codes per codebook", codec.cardinality, spec.card),
-        ("Hz", codec.sample_rate, found.sample_rate),
-    )
-    faults = [f"{here} {what} against {there}" for what, here, there in pairs if here != there]
+    faults = [f"{d.codec} {d.what} against {d.lm}" for d in differences(codec, spec, found.sample_rate)]
     if faults:
         raise MicroMusicGenError(
             f"codec {codec_parts.pretrained or codec_parts.source} does not fit the language model {found.source}: "

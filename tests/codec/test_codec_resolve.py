@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from micro_musicgen import checkpoints, paths, references, storage
+from micro_musicgen.codec import codebooks
 from micro_musicgen.codec.builder import build_codec_model, codec_config
 from micro_musicgen.codec.encodec import EncodecCodec
 from micro_musicgen.codec.resolve import load_codec, read_codec
@@ -51,6 +52,44 @@ def test_a_language_models_run_stands_for_its_codec(home: Path) -> None:
     assert load_codec(str(run)).content_hash == load_codec(str(codec)).content_hash
 
 
+def test_the_first_codebooks_only(home: Path) -> None:
+    models.write_models()
+    whole = load_codec("c0dec000")
+    for reference in ("c0dec000:2", "//sig/c0dec000:2", f"{paths.xp_dir('c0dec000')}:2"):
+        cut = load_codec(reference)
+        assert cut.num_codebooks == 2 and cut.content_hash != whole.content_hash
+        assert torch.equal(cut.encode(noise()), whole.encode(noise())[:, :2])
+    assert load_codec("c0dec000:4").content_hash == whole.content_hash
+    with pytest.raises(MicroMusicGenError, match="has 4 codebooks, so .*:5 can't be had; give 1 to 4"):
+        load_codec("c0dec000:5")
+
+
+def test_a_language_models_codec_may_have_a_number(home: Path) -> None:
+    models.write_codec_run()
+    models.write_lm_run("abcd0123", codec="//sig/c0dec000:2")
+    assert load_codec("abcd0123").num_codebooks == 2
+    assert load_codec("abcd0123:1").num_codebooks == 1
+
+
+def test_a_pretrained_codec_keeps_its_number(home: Path) -> None:
+    assert read_codec("facebook/encodec_24khz:8").pretrained == "facebook/encodec_24khz:8"
+    assert read_codec("//pretrained/descript/dac_44khz:4").pretrained == "descript/dac_44khz:4"
+
+
+def test_a_number_of_codebooks_needs_no_quotes() -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    typed = "compression_model_checkpoint=//pretrained/facebook/encodec_24khz:8"
+    assert OverridesParser.create().parse_override(typed).value() == "//pretrained/facebook/encodec_24khz:8"
+
+
+def test_a_file_whose_name_ends_in_a_number(home: Path, tmp_path: Path) -> None:
+    assert codebooks.split("a/b:8") == ("a/b", 8)
+    (tmp_path / "b:8").touch()
+    assert codebooks.split(str(tmp_path / "b:8")) == (str(tmp_path / "b:8"), None)
+    assert codebooks.split("a/b") == ("a/b", None)
+
+
 def test_references_in_a_circle_are_refused(home: Path) -> None:
     models.write_lm_run("abcd0123", codec="//sig/abcd0123")
     with pytest.raises(MicroMusicGenError, match="leads from one reference to the next"):
@@ -78,8 +117,23 @@ def test_a_pretrained_codec_needs_an_extra(home: Path, monkeypatch: pytest.Monke
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr("micro_musicgen.codec.pretrained.version", version)
-    with pytest.raises(MissingExtraError, match=r"pip install 'micro-musicgen\[text\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'micro-musicgen\[codecs\]'"):
         load_codec("//pretrained/facebook/encodec_32khz")
+
+
+def test_a_codec_that_renormalises_loudness_is_refused() -> None:
+    model = models.make_codec_model()
+    model.renormalize = True
+    with pytest.raises(MicroMusicGenError, match="renormalises loudness"):
+        EncodecCodec(model, models.codec_config())
+
+
+def test_a_rate_that_is_no_whole_number_of_frames_a_second() -> None:
+    config = models.codec_config()
+    config = {**config, "encodec": {**config["encodec"], "sample_rate": 44100}, "sample_rate": 44100}
+    codec = EncodecCodec(build_codec_model(config), config)
+    assert codec.hop_samples == 640 and codec.frame_rate == 44100 / 640
+    assert codec.decode(codec.encode(noise())).shape == noise().shape
 
 
 def test_a_folder_without_a_codec(home: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def test_a_chosen_licence() -> None:
         (None, {"from_scratch": False}, "their maker's licence applies"),
         (None, {}, "their maker's licence applies"),
         ("facebook/encodec_32khz", {}, "CC-BY-NC-4.0, which does not allow commercial use"),
+        ("facebook/encodec_32khz:2", {}, "CC-BY-NC-4.0"),
+        ("/somewhere/dac", {}, "lies in a folder"),
         ("somebody/codec", {}, "has a licence of its own; see its page"),
     ],
 )
