@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from micro_musicgen.data.slots import SlotPlan, evenly_spaced, segment_starts
+from micro_musicgen.data.slots import SlotPlan, evenly_spaced, rank_places, segment_starts
 from micro_musicgen.data.tokens import TokenStore
 from micro_musicgen.errors import MicroMusicGenError
 
@@ -37,10 +37,17 @@ class CodeCrops:
         """Crops after which all of the data has been drawn from once."""
         return self._plan.num_slots
 
-    def batch(self, step: int, batch_size: int) -> torch.Tensor:
-        """Gives int64 codes [B, K, T] of training step `step` >= 0."""
+    def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
+        """Gives int64 codes [B / world_size, K, T]: one rank's share of the batch of training step `step` >= 0.
+
+        batch_size: B, over all ranks. The ranks together take the crops that one alone would, so a run may go on with
+        another number of ranks and every slot of the data is seen once per pass all the same.
+
+        Raises:
+            MicroMusicGenError: B is no multiple of world_size.
+        """
         crops = []
-        for place in range(batch_size):
+        for place in rank_places(batch_size, rank, world_size):
             track, position = self._plan.locate(step * batch_size + place)
             starts = self._store.tracks[track].num_frames - self.segment_frames + 1
             crops.append(self._cut(track, int(position * starts)))

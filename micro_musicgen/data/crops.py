@@ -10,7 +10,7 @@ import torch
 
 from micro_musicgen.data.bank import AudioBank
 from micro_musicgen.data.manifest import Track
-from micro_musicgen.data.slots import SlotPlan, evenly_spaced, segment_starts
+from micro_musicgen.data.slots import SlotPlan, evenly_spaced, rank_places, segment_starts
 from micro_musicgen.errors import MicroMusicGenError
 
 
@@ -36,9 +36,10 @@ class AudioCrops:
         """Crops after which all of the data has been drawn from once."""
         return self._plan.num_slots
 
-    def batch(self, step: int, batch_size: int) -> torch.Tensor:
-        """Gives float32 audio [B, 1, L] of training step `step` >= 0."""
-        items = (self._plan.locate(step * batch_size + place) for place in range(batch_size))
+    def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
+        """Gives float32 audio [B / world_size, 1, L]: one rank's share of the batch of training step `step` >= 0."""
+        places = rank_places(batch_size, rank, world_size)
+        items = (self._plan.locate(step * batch_size + place) for place in places)
         return _stack(self._bank.cut(track, position) for track, position in items)
 
     def valid_batches(self, batch_size: int, max_items: int) -> Iterator[torch.Tensor]:

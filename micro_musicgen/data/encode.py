@@ -1,28 +1,71 @@
-"""Building a token store: every track through the codec once, in long overlapping windows."""
+"""Building a token store: what the pool lacks is encoded, then the store is put together from the pool.
+
+Every track is kept the moment it is encoded. A build that was killed, even in the middle of a write, goes on where it
+was and ends with the same bytes; so does one with another number of processes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-
-import numpy as np
-import numpy.typing as npt
-import torch
 
 from micro_musicgen import storage
-from micro_musicgen.audio.io import load_mono
 from micro_musicgen.contracts import Codec
-from micro_musicgen.data import tokens
+from micro_musicgen.data import token_workers, tokens
 from micro_musicgen.data.manifest import Track
+from micro_musicgen.data.token_pool import PooledCodes, TokenPool, sound_key
+from micro_musicgen.data.token_workers import LoadCodec
 from micro_musicgen.data.tokens import TokenSettings, TokenStore, TokenTrack
-from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.errors import MicroMusicGenError, UnreadableAudioError
 
 SHARD_BYTES = 1 << 28
+_STAGE_AGE_S = 24 * 3600.0
+_MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build would do. num_reused: tracks whose codes are at hand. missing: the others, each sound once.
+
+    store: the sound store that is there; nothing at all is to be done then.
+    """
+
+    folder: Path
+    num_tracks: int
+    num_reused: int
+    missing: tuple[Track, ...]
+    store: TokenStore | None = None
+
+    @property
+    def missing_s(self) -> float:
+        """Seconds of audio to encode."""
+        return sum(track.duration for track in self.missing)
+
+
+def plan_token_store(
+    folder: Path | str, tracks: Sequence[Track], codec: Codec, settings: TokenSettings, *, anew: bool = False
+) -> BuildPlan:
+    """Gives what `build_token_store` would do, and writes nothing.
+
+    Raises:
+        MicroMusicGenError: the codec or the settings don't suit a token store.
+    """
+    folder = Path(folder)
+    _check(codec, settings)
+    key = tokens.store_key(codec.content_hash, tracks, settings)
+    found = None if anew else _sound_store(folder, key)
+    if found is not None:
+        return BuildPlan(folder, len(tracks), len(tracks), (), found)
+    missing = _missing(tracks, TokenPool.beside(folder, codec, settings))
+    sounds = {sound_key(track) for track in missing}
+    num_reused = sum(sound_key(track) not in sounds for track in tracks)
+    return BuildPlan(folder, len(tracks), num_reused, tuple(missing))
 
 
 def build_token_store(
@@ -33,39 +76,39 @@ def build_token_store(
     segment_s: float,
     window_s: float = 30.0,
     overlap_s: float = 2.0,
+    workers: int | None = 1,
+    load: LoadCodec | None = None,
+    anew: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
     """Gives the store in `folder`, built unless a sound one for the same codec, tracks and settings lies there.
 
-    It is built beside its place and moved there whole, so a killed or a second, simultaneous build does no harm.
-    A track shorter than a segment is looped to two segments first: crops of it cross the loop's seam as playing does.
-    progress(done, total) counts tracks. One track's audio is in memory at a time.
+    It is put together beside its place and moved there whole, so a killed or a second, simultaneous build does no
+    harm. workers: processes that encode; None for as many as the audio is worth. load: makes the codec in another
+    process (a function that can be pickled); None sends `codec` itself. anew: replaces a store that opens, too, with
+    what the pool holds. progress(done, total) counts tracks, those
+    that need no encoding first. Each process holds one track's audio in memory at a time.
 
     Raises:
         MicroMusicGenError: the codec is not mono or has too many codes for int16, the windows don't overlap sensibly,
-            or the folder cannot be written to.
-        UnreadableAudioError: a track is gone or damaged since it was prepared.
+            the folder cannot be written to, or the disk is full.
+        UnreadableAudioError: tracks are gone, damaged or changed since they were prepared, or their process died. The
+            codes of all others are kept.
     """
     folder = Path(folder)
     settings = TokenSettings(segment_s, window_s, overlap_s)
-    _check(codec, settings)
-    key = tokens.store_key(codec.content_hash, tracks, settings)
-    found = _sound_store(folder, key)
-    if found is not None:
-        return found
+    plan = plan_token_store(folder, tracks, codec, settings, anew=anew)
+    if plan.store is not None:
+        return plan.store
     storage.ensure_writable(folder.parent)
-    stage = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
-        placed = _write_shards(stage, tracks, codec, settings, progress)
-        built = TokenStore(
-            stage, codec.content_hash, codec.cardinality, codec.num_codebooks, codec.frame_rate, settings, placed, ()
-        )
-        storage.write_json(stage / tokens.INDEX_NAME, tokens.index_dict(built))
-        return _move_in(stage, folder, key)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    pool = TokenPool.beside(folder, codec, settings)
+    if plan.missing:
+        storage.ensure_writable(pool.folder)
+        pool.sweep()
+        _encode_missing(plan, codec, pool, workers, load, progress)
+    if progress is not None:
+        progress(len(tracks), len(tracks))
+    return _put_together(folder, tracks, codec, pool, anew=anew)
 
 
 def _check(codec: Codec, settings: TokenSettings) -> None:
@@ -73,7 +116,11 @@ def _check(codec: Codec, settings: TokenSettings) -> None:
         raise MicroMusicGenError(f"the codec has {codec.channels} channels; token stores take a mono codec")
     if codec.cardinality > tokens.MAX_CARD:
         raise MicroMusicGenError(f"the codec's card {codec.cardinality} is above {tokens.MAX_CARD}, the limit of int16")
-    if not 0 <= settings.overlap_s <= settings.window_s / 2:
+    if not 1 <= settings.segment_s * codec.frame_rate < math.inf:
+        raise MicroMusicGenError(
+            f"segment {settings.segment_s:g} s must be finite and hold a frame of the codec, {1 / codec.frame_rate:g} s"
+        )
+    if not 0 <= settings.overlap_s <= settings.window_s / 2 < math.inf:
         raise MicroMusicGenError(
             f"overlap {settings.overlap_s:g} s does not suit windows of {settings.window_s:g} s; give 0 to half of them"
         )
@@ -85,22 +132,87 @@ def _sound_store(folder: Path, key: str) -> TokenStore | None:
         store = tokens.open_token_store(folder)
     except MicroMusicGenError:
         return None
-    return store if _key_of(store) == key else None
+    return store if key_of(store) == key else None
 
 
-def _key_of(store: TokenStore) -> str:
-    return tokens.store_key(store.codec_hash, [_as_track(track) for track in store.tracks], store.settings)
+def key_of(store: TokenStore) -> str:
+    """Gives the key of what a store says it was built from."""
+    return tokens.store_key(store.codec_hash, [as_track(track) for track in store.tracks], store.settings)
 
 
-def _as_track(track: TokenTrack) -> Track:
-    """Gives as much of the manifest's track as its key is made of."""
+def as_track(track: TokenTrack) -> Track:
+    """Gives as much of the manifest's track as keys are made of."""
     return Track(track.path, track.duration_s, 1, weight=track.weight, audio_hash=track.audio_hash)
 
 
-def _move_in(stage: Path, folder: Path, key: str) -> TokenStore:
+def _missing(tracks: Sequence[Track], pool: TokenPool) -> list[Track]:
+    """Gives the tracks without sound codes in the pool; of tracks with the same audio the first."""
+    first = {sound_key(track): track for track in reversed(tracks)}
+    return [track for track in reversed(first.values()) if pool.read(track) is None]
+
+
+def _encode_missing(
+    plan: BuildPlan,
+    codec: Codec,
+    pool: TokenPool,
+    workers: int | None,
+    load: LoadCodec | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    def count(done: int) -> None:
+        if progress is not None and plan.num_reused + done < plan.num_tracks:
+            progress(plan.num_reused + done, plan.num_tracks)
+
+    if plan.num_reused:
+        count(0)
+    number = token_workers.pick_workers(workers, codec, plan.missing)
+    faults = token_workers.encode_all(plan.missing, codec, pool, workers=number, load=load, progress=count)
+    if faults:
+        named = "; ".join(faults[:_MAX_NAMED])
+        more = f"; and {len(faults) - _MAX_NAMED} more" if len(faults) > _MAX_NAMED else ""
+        raise UnreadableAudioError(
+            f"{len(faults)} of {plan.num_tracks} files not encoded, the codes of the others are kept: {named}{more}; "
+            "mend or remove them, run micro-musicgen prepare again and repeat this"
+        )
+
+
+def _put_together(folder: Path, tracks: Sequence[Track], codec: Codec, pool: TokenPool, *, anew: bool) -> TokenStore:
+    """Gives the store made of the pool's codes, in its place."""
+    key = tokens.store_key(codec.content_hash, tracks, pool.settings)
+    _sweep_stages(folder)
+    stage = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        placed = _write_shards(stage, tracks, pool)
+        built = TokenStore(
+            stage,
+            codec.content_hash,
+            codec.cardinality,
+            codec.num_codebooks,
+            codec.frame_rate,
+            pool.settings,
+            placed,
+            (),
+        )
+        storage.write_json(stage / tokens.INDEX_NAME, tokens.index_dict(built))
+        return _move_in(stage, folder, key, anew=anew)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _sweep_stages(folder: Path) -> None:
+    """Removes what killed builds of this store left. What is younger than a day may be a build at work."""
+    for stage in folder.parent.glob(f".{folder.name}.*.new"):
+        with contextlib.suppress(OSError):
+            if time.time() - stage.stat().st_mtime > _STAGE_AGE_S:
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def _move_in(stage: Path, folder: Path, key: str, *, anew: bool) -> TokenStore:
     """Puts a finished store in its place, unless another process has just done so."""
     if folder.exists():
-        found = _sound_store(folder, key)
+        found = None if anew else _sound_store(folder, key)
         if found is not None:
             return found
         shutil.rmtree(folder)
@@ -112,41 +224,31 @@ def _move_in(stage: Path, folder: Path, key: str) -> TokenStore:
     return tokens.open_token_store(folder)
 
 
-def _write_shards(
-    stage: Path,
-    tracks: Sequence[Track],
-    codec: Codec,
-    settings: TokenSettings,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[TokenTrack, ...]:
+def _write_shards(stage: Path, tracks: Sequence[Track], pool: TokenPool) -> tuple[TokenTrack, ...]:
     placed: list[TokenTrack] = []
-    shard, offset = 0, 0
-    file: IO[bytes] = open(tokens.shard_path(stage, shard), "wb")
-    try:
-        for track in tracks:
-            codes, loops = encode_track(track, codec, settings)
-            if offset and (offset + len(codes)) * codec.num_codebooks * tokens.CODE_DTYPE.itemsize > SHARD_BYTES:
-                _close(file)
-                shard, offset = shard + 1, 0
-                file = open(tokens.shard_path(stage, shard), "wb")
-            file.write(codes.tobytes())
-            placed.append(_place(track, shard, offset, len(codes), loops))
-            offset += len(codes)
-            if progress is not None:
-                progress(len(placed), len(tracks))
-    finally:
-        _close(file)
+    remaining = list(reversed(tracks))
+    held = _pooled(pool, remaining[-1])
+    shard = 0
+    while remaining:
+        offset = 0
+        with storage.atomic_write(tokens.shard_path(stage, shard)) as file:
+            while remaining and (not offset or (offset + len(held.codes)) * held.codes.strides[0] <= SHARD_BYTES):
+                file.write(held.codes.tobytes())
+                placed.append(_place(remaining.pop(), shard, offset, held))
+                offset += len(held.codes)
+                held = _pooled(pool, remaining[-1]) if remaining else held
+        shard += 1
     return tuple(placed)
 
 
-def _close(file: IO[bytes]) -> None:
-    """Makes a shard durable before the index that vouches for it is written."""
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
+def _pooled(pool: TokenPool, track: Track) -> PooledCodes:
+    found = pool.read(track)
+    if found is None:
+        raise MicroMusicGenError(f"{pool.path(track)} was damaged or removed while a store was made; start again")
+    return found
 
 
-def _place(track: Track, shard: int, offset_frames: int, num_frames: int, loops: bool) -> TokenTrack:
+def _place(track: Track, shard: int, offset_frames: int, pooled: PooledCodes) -> TokenTrack:
     return TokenTrack(
         name=Path(track.path).stem,
         path=track.path,
@@ -155,47 +257,7 @@ def _place(track: Track, shard: int, offset_frames: int, num_frames: int, loops:
         weight=track.draw_weight,
         shard=shard,
         offset_frames=offset_frames,
-        num_frames=num_frames,
-        loop=loops,
+        num_frames=len(pooled.codes),
+        loop=pooled.loop,
+        checksum=pooled.checksum,
     )
-
-
-def encode_track(track: Track, codec: Codec, settings: TokenSettings) -> tuple[npt.NDArray[np.int16], bool]:
-    """Gives the codes [T, K] of one file, and whether it was looped.
-
-    A long track loses its last, partial frame, which would hold the codec's padding.
-    """
-    hop = codec.hop_samples
-    segment_frames = round(settings.segment_s * codec.frame_rate)
-    expected = track.duration * codec.sample_rate
-    loops = expected < segment_frames * hop
-    wav = load_mono(track.path, codec.sample_rate, wraps=loops)
-    loops = loops or len(wav) < segment_frames * hop
-    if loops:
-        # Two segments hold a crop from every phase of the loop, since the loop is shorter than one.
-        wav = np.resize(wav, 2 * segment_frames * hop)
-    codes = encode_windows(wav, codec, window_s=settings.window_s, overlap_s=settings.overlap_s)
-    return codes[: max(1, len(wav) // hop)], loops
-
-
-def encode_windows(
-    wav: npt.NDArray[np.float32], codec: Codec, *, window_s: float, overlap_s: float
-) -> npt.NDArray[np.int16]:
-    """Gives int16 codes [T, K] of mono samples [L] at the codec's rate, T = ceil(L / hop_samples).
-
-    Neighbouring windows share `overlap_s`; each gives its own half of that, so that no code is taken from within
-    half the overlap of a window's edge, where the codec hears padding.
-    """
-    hop = codec.hop_samples
-    num_frames = math.ceil(len(wav) / hop)
-    half_overlap = round(overlap_s * codec.frame_rate / 2)
-    window = max(round(window_s * codec.frame_rate), 2 * half_overlap + 1)
-    # The last window begins where it reaches the end: it is as long as the others, or the only one.
-    starts = [*range(0, max(0, num_frames - window), window - 2 * half_overlap), max(0, num_frames - window)]
-    edges = [0, *(start + half_overlap for start in starts[1:]), num_frames]
-    pieces = []
-    for start, (begin, end) in zip(starts, pairwise(edges), strict=True):
-        samples = torch.from_numpy(wav[start * hop : (start + window) * hop])
-        codes = codec.encode(samples[None, None])[0]
-        pieces.append(codes[:, begin - start : end - start].T.cpu().numpy().astype(tokens.CODE_DTYPE))
-    return np.ascontiguousarray(np.concatenate(pieces))

@@ -83,3 +83,18 @@ def evenly_spaced(items: Sequence[T], max_items: int) -> list[T]:
 def segment_starts(length: int, segment: int) -> list[int]:
     """Gives where to cut `length` into segments that don't overlap: [0] where it holds less than two."""
     return [start * segment for start in range(max(1, length // segment))]
+
+
+def rank_places(batch_size: int, rank: int, world_size: int) -> range:
+    """Gives the places of a global batch that one rank takes: rank, rank + world_size, ...
+
+    Raises:
+        MicroMusicGenError: the batch cannot be shared out evenly.
+    """
+    if batch_size % world_size:
+        raise MicroMusicGenError(
+            f"dataset.batch_size={batch_size} cannot be shared by {world_size} processes; "
+            f"give a multiple of {world_size}"
+        )
+    assert 0 <= rank < world_size, (rank, world_size)
+    return range(rank, batch_size, world_size)

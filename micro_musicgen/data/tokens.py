@@ -1,18 +1,21 @@
 """Token store v1: a data set's codes, encoded once, checked when opened and mapped into memory.
 
     index.json        {version, codec_hash, card, K, frame_rate, settings, tracks: [{name, path, audio_hash,
-                      duration_s, weight, shard, offset_frames, num_frames, loop}]}
+                      duration_s, weight, shard, offset_frames, num_frames, loop, checksum}]}
     shard-00000.bin   int16 little-endian [T, K] per track, one track after the other
 
-The folder's name ends in a key of everything that shapes the codes, so a store is reused or ignored, never updated.
+The folder's name ends in a key of everything that shapes the codes, so a store is reused or ignored, never updated;
+what stores share and what a growing data set keeps lies in a pool beside them (see `token_pool`). Stores that were
+made before there were checksums lack that key and are read all the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ VERSION = 1
 INDEX_NAME = "index.json"
 CODE_DTYPE = np.dtype("<i2")
 MAX_CARD = 1 << 15
+MAX_INDEX_BYTES = 1 << 30
 _CHECK_CODES = 1 << 24
 
 
@@ -41,7 +45,10 @@ class TokenSettings:
 
 @dataclass(frozen=True)
 class TokenTrack:
-    """Where one track's codes lie. duration_s: of the audio, before looping. loop: was shorter than a segment."""
+    """Where one track's codes lie. duration_s: of the audio, before looping. loop: was shorter than a segment.
+
+    checksum: 16 hex digits of the codes' bytes; None in stores made before there were checksums.
+    """
 
     name: str
     path: str
@@ -52,6 +59,7 @@ class TokenTrack:
     offset_frames: int
     num_frames: int
     loop: bool
+    checksum: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,20 @@ def index_dict(store: TokenStore) -> dict[str, Any]:
         "K": store.num_codebooks,
         "frame_rate": store.frame_rate,
         "settings": asdict(store.settings),
-        "tracks": [asdict(track) for track in store.tracks],
+        "tracks": [_plain_track(track) for track in store.tracks],
     }
+
+
+def _plain_track(track: TokenTrack) -> dict[str, Any]:
+    plain = asdict(track)
+    if track.checksum is None:
+        del plain["checksum"]  # an index from before checksums is written as it was read
+    return plain
+
+
+def checksum(codes: npt.NDArray[np.int16]) -> str:
+    """Gives 16 hex digits that change when any of the codes [T, K] does."""
+    return hashlib.sha256(np.ascontiguousarray(codes, dtype=CODE_DTYPE).data).hexdigest()[:16]
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -119,62 +139,88 @@ def open_token_store(folder: Path | str) -> TokenStore:
         MissingFileError: there is no store.
         MicroMusicGenError: it is damaged, or from a newer version.
     """
-    folder = Path(folder)
-    if not (folder / INDEX_NAME).is_file():
-        raise MissingFileError(f"{folder} holds no token store (no {INDEX_NAME}); train again to encode the data set")
-    index = storage.read_json(folder / INDEX_NAME)
-    store = _parse(folder, index)
-    for shard, codes in enumerate(store.shards):
-        _check_codes(shard_path(folder, shard), codes, store.card)
-    return store
-
-
-def _parse(folder: Path, index: Any) -> TokenStore:
+    store = read_index(folder)
     try:
+        num_shards = 1 + max(track.shard for track in store.tracks)
+        shards = tuple(_map_shard(store, shard) for shard in range(num_shards))
+    except ValueError as error:
+        if isinstance(error, MicroMusicGenError):
+            raise
+        raise _damaged(store.folder / INDEX_NAME, str(error)) from error
+    for shard, codes in enumerate(shards):
+        _check_codes(shard_path(store.folder, shard), codes, store.card)
+    return replace(store, shards=shards)
+
+
+def read_index(folder: Path | str) -> TokenStore:
+    """Gives the store in `folder` as its index describes it, every value checked, no shard opened (`shards` is empty).
+
+    Raises:
+        MissingFileError: there is no store.
+        MicroMusicGenError: the index is damaged, or from a newer version.
+    """
+    folder = Path(folder)
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise MissingFileError(f"{folder} holds no token store (no {INDEX_NAME}); train again to encode the data set")
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise _damaged(path, f"{path.stat().st_size} bytes, more than any index has")
+    try:
+        index = storage.read_json(path)
         version = int(index["version"])
         if version != VERSION:
             raise MicroMusicGenError(f"{folder} has version {version}, this is {VERSION}; upgrade or remove the folder")
         settings = TokenSettings(**index["settings"])
+        numbers = [*asdict(settings).values(), index["frame_rate"]]
         tracks = tuple(_parse_track(plain) for plain in index["tracks"])
         num_codebooks, card = int(index["K"]), int(index["card"])
         if not (num_codebooks > 0 and 0 < card <= MAX_CARD and tracks):
             raise ValueError(f"K {num_codebooks}, card {card}, {len(tracks)} tracks")
-        num_shards = 1 + max(track.shard for track in tracks)
-        shards = tuple(_map_shard(folder, shard, tracks, num_codebooks) for shard in range(num_shards))
+        if not (all(_is_number(number) for number in numbers) and index["frame_rate"] > 0):
+            raise ValueError(f"settings {index['settings']}, frame_rate {index['frame_rate']}")
         return TokenStore(
-            folder, str(index["codec_hash"]), card, num_codebooks, float(index["frame_rate"]), settings, tracks, shards
+            folder, str(index["codec_hash"]), card, num_codebooks, float(index["frame_rate"]), settings, tracks, ()
         )
     except MicroMusicGenError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder / INDEX_NAME, f"{type(error).__name__}: {error}") from error
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    """Says whether `value` is a finite number >= 0. A whole number beyond all floats is none."""
+    return type(value) in (int, float) and 0 <= value and math.isfinite(value)
 
 
 def _parse_track(plain: Mapping[str, Any]) -> TokenTrack:
-    track = TokenTrack(**{field.name: plain[field.name] for field in fields(TokenTrack)})
+    known = [field.name for field in fields(TokenTrack) if field.name != "checksum"]
+    track = TokenTrack(**{name: plain[name] for name in known}, checksum=plain.get("checksum"))
     places = (track.shard, track.offset_frames, track.num_frames)
     if not all(type(place) is int and place >= 0 for place in places) or track.num_frames < 1:
         raise ValueError(f"track {track.name} lies at {places}")
-    if not (track.duration_s > 0 and track.weight >= 0):
+    if not (_is_number(track.duration_s) and track.duration_s > 0 and _is_number(track.weight)):
         raise ValueError(f"track {track.name} has duration {track.duration_s}, weight {track.weight}")
+    texts = (track.name, track.path, track.audio_hash or "", track.checksum or "")
+    if not all(type(text) is str for text in texts):
+        raise ValueError(f"name, path, audio_hash and checksum of a track are {texts}")
     return track
 
 
-def _map_shard(folder: Path, shard: int, tracks: Sequence[TokenTrack], num_codebooks: int) -> npt.NDArray[np.int16]:
+def _map_shard(store: TokenStore, shard: int) -> npt.NDArray[np.int16]:
     """Gives a shard [T, K], mapped, after checking that its tracks fill it exactly."""
-    path = shard_path(folder, shard)
+    path = shard_path(store.folder, shard)
     end = 0
-    for track in tracks:
+    for track in store.tracks:
         if track.shard != shard:
             continue
         if track.offset_frames != end:
             raise ValueError(f"track {track.name} begins at frame {track.offset_frames} of {path.name}, not at {end}")
         end += track.num_frames
-    expected = end * num_codebooks * CODE_DTYPE.itemsize
+    expected = end * store.num_codebooks * CODE_DTYPE.itemsize
     found = path.stat().st_size if path.is_file() else None
     if found != expected or not expected:
         raise _damaged(path, "missing" if found is None else f"{found} bytes, the index says {expected}")
-    return np.memmap(path, dtype=CODE_DTYPE, mode="r", shape=(end, num_codebooks))
+    return np.memmap(path, dtype=CODE_DTYPE, mode="r", shape=(end, store.num_codebooks))
 
 
 def _check_codes(path: Path, codes: npt.NDArray[np.int16], card: int) -> None:

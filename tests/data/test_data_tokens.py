@@ -5,58 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from token_oracle import HOP, BlockCodec, build, level_steps
 
 from micro_musicgen import contracts
 from micro_musicgen.data import encode, tokens
 from micro_musicgen.data.code_crops import CodeCrops
-from micro_musicgen.data.encode import build_token_store, encode_windows
 from micro_musicgen.data.tokens import open_token_store, store_folder, store_key
+from micro_musicgen.data.track_codes import encode_windows
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
-
-HOP, RATE = 640, 32_000
-
-
-class BlockCodec:
-    """Codes that can be told by hand: the quantised mean (K 0) and mean magnitude (K 1) of each hop.
-
-    With `reach` the mean is taken over that many hops to both sides too, as the receptive field of a real codec.
-    """
-
-    sample_rate, channels, frame_rate, hop_samples = RATE, 1, 50.0, HOP
-    num_codebooks, cardinality, latent_dim = 2, 1000, 2
-
-    def __init__(self, reach: int = 0, content_hash: str = "block") -> None:
-        self.reach, self.content_hash, self.calls = reach, content_hash, 0
-
-    def encode_latents(self, wav: torch.Tensor) -> torch.Tensor:
-        padded = torch.nn.functional.pad(wav[:, 0], (0, -wav.shape[-1] % HOP))
-        means = torch.stack([p.unflatten(-1, (-1, HOP)).mean(-1) for p in (padded, padded.abs())], dim=1)
-        size = 2 * self.reach + 1
-        return torch.nn.functional.avg_pool1d(means, size, 1, self.reach, count_include_pad=False)
-
-    def encode(self, wav: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return ((self.encode_latents(wav) + 1) * 499.9).long()
-
-    def codes_to_latents(self, codes: torch.Tensor) -> torch.Tensor:
-        return codes / 499.9 - 1
-
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        return latents[:, :1].repeat_interleave(HOP, dim=-1)
-
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.decode_latents(self.codes_to_latents(codes))
 
 
 @pytest.fixture
 def steps():
-    """Gives audio whose every hop has a level of its own, so that a code tells its place."""
-
-    def make(num_frames: float, seed: int) -> np.ndarray:
-        levels = np.random.default_rng(seed).permutation(990)[: int(np.ceil(num_frames))] / 500 - 0.99
-        return np.repeat(levels, HOP)[: round(num_frames * HOP)].astype(np.float32)
-
-    return make
+    return level_steps
 
 
 @pytest.fixture
@@ -66,11 +27,6 @@ def tracks(make_track, steps):
         make_track("loop.wav", steps(30, 1)),
         make_track("exact.wav", steps(50, 2), weight=2.0),
     ]
-
-
-def build(folder, tracks, codec=None, **options):
-    options = {"segment_s": 1.0, "window_s": 2.0, "overlap_s": 0.4, **options}
-    return build_token_store(folder, tracks, codec or BlockCodec(), **options)
 
 
 def test_the_oracle_is_a_codec():
@@ -122,6 +78,7 @@ def test_layout_on_disk(tmp_path, tracks, steps):
         "offset_frames": 400,
         "num_frames": 100,
         "loop": True,
+        "checksum": tokens.checksum(store.codes(1)),
     }
     # long: the half frame at the end is left out; loop: two segments; exact: as it is
     assert [t.num_frames for t in store.tracks] == [400, 100, 50] and store.num_frames == 550
@@ -139,17 +96,19 @@ def test_shards_roll_over(tmp_path, tracks, monkeypatch):
     assert all(np.array_equal(one.codes(i), many.codes(i)) for i in range(3))
 
 
-def test_reused_when_it_fits_and_built_again_when_not(tmp_path, tracks):
+def test_reused_when_it_fits_and_put_together_again_when_not(tmp_path, tracks):
     codec = BlockCodec()
     build(tmp_path / "s", tracks, codec)
     calls = codec.calls
     assert build(tmp_path / "s", tracks, codec).tracks == open_token_store(tmp_path / "s").tracks
     assert codec.calls == calls
     build(tmp_path / "s", tracks[:2], codec)
-    assert codec.calls > calls and len(open_token_store(tmp_path / "s").tracks) == 2
+    assert codec.calls == calls and len(open_token_store(tmp_path / "s").tracks) == 2
     shard = tmp_path / "s/shard-00000.bin"
     shard.write_bytes(shard.read_bytes()[:-4])
-    assert build(tmp_path / "s", tracks[:2], codec).num_frames == 500
+    assert build(tmp_path / "s", tracks[:2], codec).num_frames == 500 and codec.calls == calls
+    build(tmp_path / "s", tracks[:2], codec, segment_s=0.5)
+    assert codec.calls > calls
 
 
 def test_key_names_all_that_shapes_the_codes(home, tracks):
@@ -168,13 +127,17 @@ def test_key_names_all_that_shapes_the_codes(home, tracks):
     assert store_folder("jungle", "train", key) == home / "tokens" / f"jungle-train-{key}"
 
 
-def test_interrupted_build_leaves_nothing(tmp_path, tracks):
+def test_interrupted_build_leaves_what_it_finished(tmp_path, tracks):
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "s" / "x", tracks, progress=interrupt)
-    assert list((tmp_path / "s").iterdir()) == []
+    assert [p.name for p in (tmp_path / "s").iterdir()] == ["pool"]
+    codec, calls = BlockCodec(), []
+    build(tmp_path / "s" / "x", tracks, codec, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert codec.calls == 2  # the short ones: the longest is encoded first
 
 
 def test_another_process_was_faster(tmp_path, tracks):
@@ -227,6 +190,16 @@ def test_damaged_shard_is_refused(store_path):
         (lambda i: i["tracks"][2].update(shard="../../x"), "damaged"),
         (lambda i: i["tracks"][2].update(duration_s=0), "damaged .*duration 0"),
         (lambda i: i.update(settings={"rubbish": 1}), "damaged .*rubbish"),
+        (lambda i: i["settings"].update(window_s="30"), "damaged .*settings"),
+        (lambda i: i.update(frame_rate=0), "damaged .*frame_rate 0"),
+        (lambda i: i.update(frame_rate=float("nan")), "damaged .*frame_rate nan"),
+        (lambda i: i.update(frame_rate=10**400), "damaged"),
+        (lambda i: i["tracks"][0].update(duration_s=float("inf")), "damaged .*duration inf"),
+        (lambda i: i["tracks"][0].update(weight=-1), "damaged .*weight -1"),
+        (lambda i: i["tracks"][0].update(weight=10**400), "damaged"),
+        (lambda i: i["tracks"][0].update(path=["x"]), "damaged .*path"),
+        (lambda i: i["tracks"][0].update(checksum=7), "damaged .*checksum"),
+        (lambda i: i["tracks"][0].update(num_frames=True), "damaged .*track long lies at"),
     ],
 )
 def test_damaged_index_is_refused(store_path, change, pattern):
@@ -243,6 +216,8 @@ def test_other_errors(tmp_path, tracks, store_path):
     refused(store_path, "damaged")
     (store_path / "index.json").write_text("{")
     refused(store_path, "cannot read .*index.json")
+    (store_path / "index.json").write_text("[" * 100_000)
+    refused(store_path, "index.json")
     stereo, rich = BlockCodec(), BlockCodec()
     stereo.channels, rich.cardinality = 2, 40_000
     with pytest.raises(MicroMusicGenError, match="the codec has 2 channels"):
@@ -251,6 +226,12 @@ def test_other_errors(tmp_path, tracks, store_path):
         build(tmp_path / "x", tracks, rich)
     with pytest.raises(MicroMusicGenError, match="overlap 9 s does not suit windows of 2 s"):
         build(tmp_path / "x", tracks, overlap_s=9.0)
+    for segment_s in (0.0, 0.01, float("nan"), float("inf"), -1.0):
+        with pytest.raises(MicroMusicGenError, match="segment .* must be finite and hold a frame of the codec, 0.02 s"):
+            build(tmp_path / "x", tracks, segment_s=segment_s)
+    for window_s in (float("nan"), float("inf")):
+        with pytest.raises(MicroMusicGenError, match="does not suit windows of"):
+            build(tmp_path / "x", tracks, window_s=window_s)
 
 
 def test_a_golden_store_of_version_1_opens(tmp_path):

@@ -1,0 +1,1 @@
+"""Verbs of `micro-musicgen` that fill a file of their own; `cli` registers them."""
