@@ -5,7 +5,7 @@ import torch
 from fixtures_models import lm_config
 
 from micro_musicgen.lm.builder import build_lm
-from micro_musicgen.solvers.lm import code_losses, cross_entropy
+from micro_musicgen.lm.losses import code_losses, cross_entropy
 from micro_musicgen.upstream import audiocraft_module
 
 
