@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help bench demo test test-long lint type imports check clean dist
+.PHONY: help bench demo test test-long test-slurm lint type imports check clean dist
 
 help: ## Show what can be made
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,10 +26,13 @@ demo: $(VENV)/.ready ## Make sounds, train a codec and an LM on them, generate f
 
 test: $(VENV)/.ready ## Lint, types, import direction and the quick tests, with coverage
 	$(MAKE) check
-	$(RUN) pytest -q -n 2 --dist loadfile -m "not slow" --cov --cov-report=term
+	$(RUN) pytest -q -n 2 --dist loadfile -m "not slow and not slurm" --cov --cov-report=term
 
 test-long: $(VENV)/.ready ## The tests that take minutes: whole runs, wheels, audiocraft's own suite
-	$(RUN) pytest -q -n 2 --dist loadfile -m slow
+	$(RUN) pytest -q -n 2 --dist loadfile -m "slow and not slurm"
+
+test-slurm: $(VENV)/.ready ## Grids on a real Slurm of one machine; installs it where apt and root allow
+	sh tests/slurm/run.sh $(BIN)/python
 
 check: lint type imports ## Everything that reads the code without running it
 
