@@ -21,3 +21,9 @@ class MissingExtraError(MicroMusicGenError):
 
 class UnreadableAudioError(MicroMusicGenError):
     """A file is not audio, is cut off, or holds samples that cannot be trained on."""
+
+
+class DiskFullError(MicroMusicGenError):
+    """There is no room for what has to be written; what was there before still is."""
+
+    exit_code = 1

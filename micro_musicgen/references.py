@@ -18,6 +18,7 @@ from micro_musicgen.errors import MissingFileError
 Kind = Literal["release", "run", "checkpoint", "hub"]
 
 CHECKPOINT_NAME = "checkpoint.th"
+SNAPSHOTS = "snapshots"
 RELEASE_FILES = ("config.json", "state_dict.bin", "compression_state_dict.bin")
 
 

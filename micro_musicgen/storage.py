@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.errors import DiskFullError, MicroMusicGenError
 
 
 @contextlib.contextmanager
@@ -45,9 +45,16 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             scratch.unlink()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MicroMusicGenError(f"cannot write {path}: the disk is full; make room and start again") from error
+        if disk_is_full(error):
+            raise DiskFullError(f"cannot write {path}: the disk is full; make room and start again") from error
         raise
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Says whether `error` means that no room was left. torch's writer hides the number in a RuntimeError's text."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
 
 
 def _sync_folder(folder: Path) -> None:

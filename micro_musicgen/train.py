@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flashy
-from dora.hydra import HydraMain
+from dora.hydra import HydraMain, _compare_config
 from dora.xp import XP, get_xp, is_xp
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
@@ -26,10 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from micro_musicgen import paths, storage
 from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.launch.install import install as install_local_queue
 
 if TYPE_CHECKING:
     from micro_musicgen.solvers.base import Solver
-    from micro_musicgen.solvers.progress import Reporter
+    from micro_musicgen.solvers.reporting.progress import Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def get_solver(cfg: DictConfig, reporter: Reporter | None = None) -> Solver:
 
     from micro_musicgen.solvers import solvers
     from micro_musicgen.solvers.machine import settle
+    from micro_musicgen.solvers.optimise.batch_size import fill_batch
 
     if OmegaConf.is_missing(cfg, "solver"):
         raise MicroMusicGenError("no solver given; add solver=musicgen/micro_32khz or solver=compression/micro_32khz")
@@ -64,10 +66,20 @@ def get_solver(cfg: DictConfig, reporter: Reporter | None = None) -> Solver:
         if OmegaConf.is_missing(cfg.datasource, key):
             raise MicroMusicGenError("no data set given; run `micro-musicgen prepare`, then add dset=audio/NAME")
     settle(cfg)
+    fill_batch(cfg, _recorded_batch(cfg) if cfg.dataset.batch_size == "auto" else None)
     torch.manual_seed(cfg.seed)
     torch.set_num_threads(cfg.num_threads)
     solver: Solver = solvers.get(cfg.solver)(cfg, reporter)
     return solver
+
+
+def _recorded_batch(cfg: DictConfig) -> tuple[int, int] | None:
+    """Gives batch size and accumulation that this run found when it began, None when it begins now."""
+    from micro_musicgen.solvers.optimise.batch_size import recorded_batch
+    from micro_musicgen.solvers.running.runfiles import Policy, RunFiles
+
+    state = RunFiles(Path(get_xp().folder), Policy.parse(cfg.checkpoint)).load()
+    return recorded_batch(OmegaConf.create(state["config"])) if state else None
 
 
 def run_xp(argv: list[str], reporter: Reporter | None = None) -> Path:
@@ -75,9 +87,12 @@ def run_xp(argv: list[str], reporter: Reporter | None = None) -> Path:
 
     What `dora run` does, from Python: the same signature, the same folder.
     """
+    from micro_musicgen.solvers.running import distributed, runlock
+
     xp = main.experiment(argv)
     main.init_xp(xp)
-    with xp.enter(), _log_to_file(Path(xp.folder) / "solver.log.0"):
+    log = Path(xp.folder) / f"solver.log.{distributed.rank()}"
+    with xp.enter(), runlock.hold(Path(xp.folder)), _log_to_file(log):
         get_solver(xp.cfg, reporter).run()
     return Path(xp.folder)
 
@@ -117,6 +132,12 @@ class Main(HydraMain):  # type: ignore[misc]
         except (HydraException, OmegaConfBaseException) as error:
             raise MicroMusicGenError(_one_line(error)) from error
 
+    def _get_delta(self, init: DictConfig, other: DictConfig) -> list[tuple[str, Any]]:
+        """Gives the differences of two configs. Dora keeps the path in a default argument, where a missing key leaves
+        what all later signatures of this process then begin with.
+        """
+        return [(".".join(found.path), found.other_value) for found in _compare_config(init, other, [])]
+
     def get_xp(self, argv: Sequence[str]) -> XP:
         """What Dora's commands call: `experiment`, ending the process with exit code 2 on wrong overrides."""
         try:
@@ -154,15 +175,16 @@ def _one_line(error: Exception) -> str:
 def _run_experiment(cfg: DictConfig) -> Any:
     """Runs one experiment: the function that Dora calls."""
     flashy.setup_logging(level=str(cfg.logging.level).upper(), log_name="solver.log.{rank}")
-    flashy.distrib.init()
+    from micro_musicgen.solvers.running import distributed, runlock
+
+    distributed.init()
     try:
-        solver = get_solver(cfg)
         if cfg.show:
-            solver.show()
-            return None
+            return get_solver(cfg).show()
         if cfg.execute_only:
-            return solver.run_only(cfg.execute_only)
-        return solver.run()
+            return get_solver(cfg).run_only(cfg.execute_only)
+        with runlock.hold(Path(get_xp().folder)):
+            return get_solver(cfg).run()
     except MicroMusicGenError as error:
         logger.error("%s", error)
         sys.exit(error.exit_code)
@@ -171,6 +193,8 @@ def _run_experiment(cfg: DictConfig) -> Any:
 main = Main(_run_experiment, config_name="config", config_path=str(paths.config_dir()), version_base="1.3")
 main.dora.dir = paths.runs_dir()
 main.dora.grid_package = "micro_musicgen.grids"
+main._full_name = "micro_musicgen.train.main"  # what jobs unpickle: this object and not the function in it
+install_local_queue()
 
 if __name__ == "__main__":
     main()

@@ -5,6 +5,7 @@ Both runs go through Dora all the same: same folders, same signatures, resumable
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm import scales
 
 if TYPE_CHECKING:
-    from micro_musicgen.solvers.progress import Reporter
+    from micro_musicgen.solvers.reporting.progress import Reporter
 
 CODEC_SHARE = 0.4
 """Share of the minutes that the codec gets when it is trained too."""
@@ -23,6 +24,9 @@ CODEC_SHARE = 0.4
 CODEC_SCALES = ("nano", "micro", "base")
 
 CPU_BATCH_SIZE = 4
+
+SAMPLE_RATE, NUM_DELAYS = 32000, 4
+"""What the config of an LM says where nobody says otherwise."""
 
 SMALL_SET_S = 3600.0
 SMALL_SET_DROPOUT = 0.2
@@ -34,7 +38,9 @@ class TrainingRequest:
     """What `micro-musicgen train` was asked for.
 
     minutes: wall time, None to follow the configs' epochs. codec: a reference; None trains one on the data set, or
-    takes the one already trained on it. overrides: Hydra overrides for both runs; lm_overrides: for the second only.
+    takes the one already trained on it. start_from: a model whose weights, codec and size the LM takes. patience:
+    epochs without a better validation before the LM's run ends. overrides: Hydra overrides for both runs; lm_overrides:
+    for the second only.
     """
 
     dataset: str
@@ -42,6 +48,8 @@ class TrainingRequest:
     scale: str = "mini"
     codec: str | None = None
     codec_scale: str = "nano"
+    start_from: str | None = None
+    patience: int | None = None
     seed: int | None = None
     overrides: tuple[str, ...] = ()
     lm_overrides: tuple[str, ...] = ()
@@ -49,6 +57,10 @@ class TrainingRequest:
     def __post_init__(self) -> None:
         if self.scale not in scales.SCALES:
             raise MicroMusicGenError(f"unknown scale {self.scale!r}; known: {', '.join(scales.SCALES)}")
+        if self.start_from is not None and self.codec is not None:
+            raise MicroMusicGenError(
+                f"--from {self.start_from} brings its own codec, so --codec {self.codec} can't be had; leave one out"
+            )
         if self.codec_scale not in CODEC_SCALES:
             raise MicroMusicGenError(f"unknown codec scale {self.codec_scale!r}; known: {', '.join(CODEC_SCALES)}")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
@@ -68,7 +80,7 @@ def train(request: TrainingRequest, reporter: Reporter | None = None) -> Path:
     """
     from micro_musicgen.train import run_xp
 
-    codec = request.codec or _trained_codec(request)
+    codec = request.start_from or request.codec or _trained_codec(request)
     lm_minutes = request.minutes
     if codec is None:
         minutes = None if request.minutes is None else request.minutes * CODEC_SHARE
@@ -106,7 +118,10 @@ def lm_overrides(request: TrainingRequest, codec: str, minutes: float | None) ->
     loaded = load_codec(codec)
     reference = codec if codec.startswith("//") else _quoted(codec)
     shape = (loaded.cardinality, loaded.num_codebooks)
-    return [f"compression_model_checkpoint={reference}", *_lm_overrides(request, shape, minutes)]
+    fit = [] if loaded.sample_rate == SAMPLE_RATE else [f"sample_rate={loaded.sample_rate}"]
+    if loaded.num_codebooks != NUM_DELAYS:
+        fit.append(f"codebooks_pattern.delay.delays=[{','.join(map(str, range(loaded.num_codebooks)))}]")
+    return [f"compression_model_checkpoint={reference}", *fit, *_lm_overrides(request, shape, minutes)]
 
 
 def _lm_overrides(request: TrainingRequest, codec_shape: tuple[int, int], minutes: float | None) -> list[str]:
@@ -115,7 +130,7 @@ def _lm_overrides(request: TrainingRequest, codec_shape: tuple[int, int], minute
 
     argv = [
         "solver=musicgen/micro_32khz",
-        f"model/lm/model_scale={request.scale}",
+        *_shape_overrides(request),
         "conditioner=none",
         f"dset=audio/{request.dataset}",
         f"transformer_lm.card={codec_shape[0]}",
@@ -126,7 +141,35 @@ def _lm_overrides(request: TrainingRequest, codec_shape: tuple[int, int], minute
     if pick_device().type == "cpu":
         # A CPU does few steps: small batches make more of them in the same time.
         argv.append(f"dataset.batch_size={CPU_BATCH_SIZE}")
+    if request.patience is not None:
+        argv.append(f"optim.patience={request.patience}")
     return [*argv, *_common(request, minutes), *request.lm_overrides]
+
+
+def _shape_overrides(request: TrainingRequest) -> list[str]:
+    """Gives what decides the LM's size: a scale, or the shape of the model that it starts from."""
+    if request.start_from is None:
+        return [f"model/lm/model_scale={request.scale}"]
+    from micro_musicgen.release.source import read_parts
+    from micro_musicgen.train import main
+
+    found = read_parts(request.start_from)
+    if found.lm["conditioners"]:
+        raise MicroMusicGenError(
+            f"--from {request.start_from} is a model with conditions; train it through dora run continue_from=..."
+        )
+    composed = main.experiment(["solver=musicgen/micro_32khz", f"dset=audio/{request.dataset}"]).cfg
+    decided = ("card", "n_q", "dropout", "attention_dropout")  # the codec's, and this training's own
+    shape = [
+        f"transformer_lm.{key}={json.dumps(value)}"
+        for key, value in found.lm["transformer_lm"].items()
+        if key not in decided and key in composed.transformer_lm and composed.transformer_lm[key] != value
+    ]
+    pattern = found.lm["codebooks_pattern"]["modeling"]
+    if pattern != composed.codebooks_pattern.modeling:
+        shape.append(f"codebooks_pattern.modeling={pattern}")
+    reference = request.start_from if request.start_from.startswith("//") else _quoted(request.start_from)
+    return [*shape, f"continue_from={reference}"]
 
 
 def _dropout(dataset: str) -> float:
@@ -155,7 +198,7 @@ def dry_run(request: TrainingRequest) -> dict[str, Any]:
     from micro_musicgen.solvers.estimate import estimate_codec, estimate_lm
     from micro_musicgen.train import main
 
-    codec = request.codec or _trained_codec(request)
+    codec = request.start_from or request.codec or _trained_codec(request)
     plan: dict[str, Any] = {"dataset": request.dataset, "request": asdict(request)}
     lm_minutes = request.minutes
     if codec is None:

@@ -165,3 +165,13 @@ def test_wrong_overrides_are_told_in_one_line(overrides: str, message: str, toy_
     with pytest.raises(MicroMusicGenError) as caught:
         main.experiment(overrides.split())
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mistake_leaves_the_signatures_of_later_runs_alone(toy_home: Path) -> None:
+    from micro_musicgen.train import main
+
+    right = ["solver=musicgen/micro_32khz", "dset=audio/toy", "seed=3"]
+    before = main.experiment(right).sig
+    with pytest.raises(MicroMusicGenError, match="is not set"):
+        main.experiment(["solver=musicgen/micro_32khz"])
+    assert main.experiment(right).sig == before

@@ -35,7 +35,8 @@ def test_wheel_carries_config_grids_patches_and_nothing_at_top_level(dist: Path)
     for folder, pattern in (("config", "*.yaml"), ("patches", "*.py")):
         for path in (ROOT / folder).rglob(pattern):
             assert f"micro_musicgen/{path.relative_to(ROOT).as_posix()}" in shipped
-    assert "micro_musicgen/grids/__init__.py" in names and "micro_musicgen/py.typed" in names
+    assert {f"micro_musicgen/grids/{name}.py" for name in ("__init__", "demo", "_choices")} <= set(names)
+    assert "micro_musicgen/py.typed" in names
 
 
 @pytest.mark.slow

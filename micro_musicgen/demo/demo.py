@@ -21,7 +21,7 @@ from micro_musicgen.errors import MicroMusicGenError
 
 if TYPE_CHECKING:
     from micro_musicgen.data.report import PrepareReport
-    from micro_musicgen.solvers.progress import Reporter
+    from micro_musicgen.solvers.reporting.progress import Reporter
 
 DATASET = "demo"
 SOUND_MINUTES = 6.0

@@ -47,3 +47,9 @@ def codec_embeddings(codec: Codec, wav: torch.Tensor) -> Array:
     """Gives the codec's latents of audio [B, C, L] as one embedding a frame, float64 [B * T, D]."""
     latents = codec.encode_latents(wav).transpose(1, 2).reshape(-1, codec.latent_dim)
     return latents.double().cpu().numpy()
+
+
+def code_embeddings(codec: Codec, codes: torch.Tensor) -> Array:
+    """Gives the latents that codes [B, K, T] stand for as one embedding a frame, float64 [B * T, D]."""
+    latents = codec.codes_to_latents(codes).transpose(1, 2).reshape(-1, codec.latent_dim)
+    return latents.double().cpu().numpy()

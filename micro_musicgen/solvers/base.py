@@ -1,13 +1,13 @@
 """The loop that every solver shares, and what it promises about a run's state.
 
-Stages of an epoch: train, valid, commit, then what is optional (evaluate, generate). A commit holds everything that
-the next step depends on, so a run that was killed and started again computes the same numbers as one that was not.
-The order of the data is a pure function of (seed, step), which is why no loader state has to be kept.
+Stages of an epoch: train, valid, commit, then what is optional (evaluate, generate). A checkpoint holds everything
+that the next step depends on, so a run that was killed and started again computes the same numbers as one that was
+not. Data and random numbers of a step are pure functions of (seed, step, rank), so no loader state has to be kept, and
+a run may go on with another number of processes.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -18,24 +18,26 @@ from typing import Any, ClassVar
 
 import flashy
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from micro_musicgen import checkpoints, references, storage
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.release.provenance import software
-from micro_musicgen.solvers.ema import EMA
-from micro_musicgen.solvers.optim import build_optimizer
-from micro_musicgen.solvers.plot import plot_history
-from micro_musicgen.solvers.progress import LogReporter, Reporter, plain
-from micro_musicgen.solvers.schedule import Plan, build_schedule
+from micro_musicgen.solvers.optimise.descent import Descent, NotFinite
+from micro_musicgen.solvers.optimise.ema import EMA
+from micro_musicgen.solvers.optimise.schedule import Plan, build_schedule
+from micro_musicgen.solvers.reporting.loggers import build_loggers
+from micro_musicgen.solvers.reporting.progress import LogReporter, QuietReporter, Reporter, plain
+from micro_musicgen.solvers.running import distributed, overview
+from micro_musicgen.solvers.running.clockplan import planned, updates_in, updates_per_s
+from micro_musicgen.solvers.running.interrupt import RunStopped, StopRequest
+from micro_musicgen.solvers.running.memory import peak_memory_mb
+from micro_musicgen.solvers.running.runfiles import Policy, RunFiles, pick_best
+from micro_musicgen.solvers.running.runstate import RunState
+from micro_musicgen.solvers.running.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 NEVER = "never"
-SPEED_STEPS = 6
-OVERHEAD_SHARE = 0.88
-"""Share of a run's minutes that goes into training steps; validation, checkpoints and clips take the rest."""
 
 
 class Solver(flashy.BaseSolver):  # type: ignore[misc]
@@ -47,24 +49,38 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
     name: ClassVar[str]
     best_metric: ClassVar[str | None] = None
     plotted: ClassVar[tuple[str, ...]] = ()
+    distributes: ClassVar[bool] = False
+    """Whether several processes may train one model."""
 
     def __init__(self, cfg: DictConfig, reporter: Reporter | None = None) -> None:
         super().__init__()
-        if flashy.distrib.world_size() > 1:
-            raise MicroMusicGenError("this solver trains in one process; start it without -d or torchrun")
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self.batch_size, self.accumulate = int(cfg.dataset.batch_size), int(cfg.optim.accumulate)
+        if self.world_size > 1 and not self.distributes:
+            raise MicroMusicGenError(f"solver {self.name} trains in one process; start it without -d or torchrun")
         self.cfg = cfg
         self.device = torch.device(cfg.device)
+        self.loggers = build_loggers(cfg, self.xp, Path(self.folder))
         updates = cfg.optim.updates_per_epoch
         self.plan = Plan(updates, [cfg.optim.epochs * updates])
         self.updates_done = 0
         self.best: dict[str, Any] = {"score": math.inf, "epoch": 0, "model": {}}
-        self.reporter: Reporter = reporter or LogReporter(updates, cfg.logging.log_updates)
+        self.top: list[tuple[float, int]] = []
+        self.files = RunFiles(Path(self.folder), Policy.parse(cfg.checkpoint))
+        self.tally = Tally()
+        self.reporter = self._reporter(reporter)
+        self.stop_request = StopRequest()
+        self.reporter.stage("preparing")
         self.model: Any = self.build_model().to(self.device)
-        self.optimizer = build_optimizer(self.model, cfg.optim)
-        self.scaler = torch.amp.GradScaler(enabled=bool(cfg.autocast) and cfg.autocast_dtype == "float16")
+        self.descent = Descent(self.model, cfg)
         self.ema = EMA(self.model, cfg.optim.ema.decay) if cfg.optim.ema.use else None
-        self._clip_time = time.monotonic()
-        self._provenance = {"seed": cfg.seed, **software()}
+        self.state = RunState(self)
+        self._clip_time = self._save_time = self.plot_time = time.monotonic()
+
+    def _reporter(self, given: Reporter | None) -> Reporter:
+        if not distributed.is_main():
+            return QuietReporter()
+        return given or LogReporter(self.cfg.optim.updates_per_epoch, self.cfg.logging.log_updates)
 
     # For subclasses.
 
@@ -87,6 +103,14 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
     def generate(self) -> None:
         """Writes clips to the run folder."""
 
+    def starting_weights(self, reference: str) -> Mapping[str, torch.Tensor]:
+        """Gives the weights that `continue_from` names, to start a new run from.
+
+        Raises:
+            MicroMusicGenError: it does not exist, or was made for other data than this run's.
+        """
+        raise NotImplementedError
+
     def extra_state(self) -> dict[str, Any]:
         """Gives whatever else the next step depends on: tensors and plain values."""
         return {}
@@ -98,26 +122,45 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
         """Gives what `summary.json` says beside the common facts."""
         return {}
 
+    @property
+    def tokens_per_update(self) -> int | None:
+        """Codes that one step learns from, over all ranks; None where the word means nothing."""
+        return None
+
     # The loop.
 
     def run(self) -> None:
-        """Trains from wherever the checkpoint stands to the end of the plan."""
-        self.restore()
+        """Trains from wherever the checkpoint stands to the end of the plan.
+
+        Raises:
+            RunStopped: a signal asked it to stop; its state is saved.
+            NotFinite: the loss stopped being a number; the last good state is saved.
+        """
+        self.state.restore()
+        distributed.same_weights(self.model)
         self._settle_plan()
         self.schedule = build_schedule(self.cfg.schedule, self.plan)
-        self.reporter.start(f"{self.name} {self.xp.sig}", self.plan.total_updates, self.updates_done)
+        self.loggers.start(self.state.config, self.updates_done)
+        title, tokens = f"{self.name} {self.xp.sig}", self.tokens_per_update
+        self.reporter.start(title, self.plan.total_updates, self.updates_done, tokens_per_update=tokens)
         try:
-            while self.updates_done < self.plan.total_updates:
-                self._run_epoch()
+            with self.stop_request.listening():
+                # An epoch whose steps are done may still have to be validated and committed.
+                while self.updates_done < self.plan.total_updates or self.tally.end is not None:
+                    self._run_epoch()
+                    self._stop_if_asked()
         finally:
             self.reporter.stop()
+            if (plot := Path(self.folder) / "loss.png").is_file():
+                self.loggers.image("loss", plot, epoch=len(self.history), update=self.updates_done)
+            self.loggers.close()
 
     def run_only(self, stage: str) -> None:
         """Runs one stage of a trained run with its best weights, and commits nothing."""
         stages = {"valid": self.valid, "evaluate": self.evaluate, "generate": self.generate}
         if stage not in stages:
             raise MicroMusicGenError(f"execute_only={stage} is not a stage; use {', '.join(stages)}")
-        if not self.restore():
+        if not self.state.restore():
             raise MicroMusicGenError(f"run {self.xp.sig} has no checkpoint yet; train it first")
         self.model.load_state_dict(self.best["model"])
         with torch.no_grad():
@@ -128,54 +171,83 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
         logger.info("%s\n%.2f M parameters", self.model, millions)
 
+    def restore(self) -> bool:
+        """Takes over this run's checkpoint; says whether it had one. See `RunState.restore`."""
+        return self.state.restore()
+
     def _run_epoch(self) -> None:
         self.run_stage("train", self._train)
         with torch.no_grad(), self.averaged_weights():
             self.model.eval()
+            self.reporter.stage("valid")
             self.run_stage("valid", self.valid)
             self._keep_best()
         self.commit()
         for stage, method in (("evaluate", self.evaluate), ("generate", self.generate)):
             if self.should_run(stage):
-                self._run_optional(stage, method)
+                if distributed.is_main():
+                    self._run_optional(stage, method)
+                flashy.distrib.barrier()
 
     def _train(self) -> dict[str, float]:
         self.model.train()
-        epoch_end = min((self.updates_done // self.plan.updates_per_epoch + 1) * self.plan.updates_per_epoch,
-                        self.plan.total_updates)  # fmt: skip
-        totals: dict[str, torch.Tensor | float] = {}
-        first = self.updates_done
-        every = max(1, (epoch_end - first) // 20)
-        while self.updates_done < epoch_end:
-            metrics = self.training_update()
-            for key, value in metrics.items():
-                totals[key] = totals.get(key, 0.0) + (value.detach() if isinstance(value, torch.Tensor) else value)
+        if self.tally.end is None:
+            whole = (self.updates_done // self.plan.updates_per_epoch + 1) * self.plan.updates_per_epoch
+            self.tally.begin(min(whole, self.plan.total_updates))
+        assert self.tally.end is not None
+        every = max(1, self.plan.updates_per_epoch // 20)
+        snapshots = self.files.policy.snapshot_steps(self.plan.total_updates)
+        while self.updates_done < self.tally.end:
+            began = time.monotonic()
+            metrics = self._guarded_update()
+            self.tally.add(metrics, counts=not self.descent.last_was_skipped, seconds=time.monotonic() - began)
             # Reading a metric waits for the device, so it is done a few times an epoch and not at every step.
-            shown = plain(metrics) if self.updates_done % every == 0 else {}
+            shown = {**plain(metrics), **self._health()} if self.updates_done % every == 0 else {}
             self.reporter.step(self.updates_done, shown)
-        return {key: float(value) / (epoch_end - first) for key, value in totals.items()}
+            if self.updates_done in snapshots:
+                self.state.snapshot()
+            self._save_if_due()
+            self._stop_if_asked()
+        return {**distributed.averaged(self.tally.means()), **self._facts()}
+
+    def _facts(self) -> dict[str, float]:
+        """Gives what an epoch's metrics say besides the losses. Speed and memory are the clock's and the machine's."""
+        facts = {
+            "lr": float(self.descent.optimizer.param_groups[0]["lr"]),
+            "steps_per_s": self.tally.steps_per_s,
+            **self._health(),
+        }
+        if self.tokens_per_update is not None:
+            facts["tokens_per_s"] = self.tokens_per_update * self.tally.steps_per_s
+        return facts
+
+    def _health(self) -> dict[str, float]:
+        return {"skipped": float(self.tally.skipped), "peak_memory_mb": peak_memory_mb(self.device)}
+
+    def _guarded_update(self) -> Mapping[str, Any]:
+        try:
+            return self.training_update()
+        except NotFinite as error:
+            # Skipped steps changed nothing: this is the state of the last good one.
+            self.updates_done = max(0, self.updates_done + 1 - self.descent.in_a_row)
+            self.tally.skipped = max(0, self.tally.skipped + 1 - self.descent.in_a_row)
+            where = self.state.save_if_finite()
+            raise NotFinite(
+                f"{error}; stopped at step {self.updates_done} of {self.plan.total_updates} with {where}. Start a run "
+                f"with continue_from={self.xp.sig} and a lower optim.lr than {self.cfg.optim.lr:g}"
+            ) from None
 
     def training_update(self) -> Mapping[str, Any]:
         """Does the next step at the learning rate that the plan gives it, and the averaging that follows."""
-        factor = self.schedule(self.updates_done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.cfg.optim.lr * factor
-        metrics = self.train_step(self.updates_done)
+        step = self.updates_done
+        torch.manual_seed(step_seed(self.cfg.seed, step, self.rank))
+        self.descent.set_rate(self.schedule(step))
+        metrics = self.train_step(step)
         self.updates_done += 1
-        if self.ema is not None and self.updates_done % self.cfg.optim.ema.updates == 0:
-            self.ema.update()
+        if self.ema is not None and not self.descent.last_was_skipped:
+            if self.updates_done % self.cfg.optim.ema.updates == 0:
+                self.ema.update()
         return metrics
-
-    def descend(self, loss: torch.Tensor) -> torch.Tensor:
-        """Gives the gradient's norm after one optimiser step down `loss`."""
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(loss))
-        self.scaler.unscale_(self.optimizer)
-        limit = self.cfg.optim.max_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return norm
 
     def autocast(self) -> Any:
         """Gives the context in which the forward pass runs."""
@@ -195,7 +267,7 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
         at_end = self.updates_done >= self.plan.total_updates
         by_epoch = bool(section.every) and len(self.history) % section.every == 0
         by_clock = minutes is not None and time.monotonic() - self._clip_time > 60 * minutes
-        return at_end or by_epoch or by_clock
+        return bool(distributed.shared(at_end or by_epoch or by_clock))
 
     def _run_optional(self, stage: str, method: Any) -> None:
         """Runs a stage whose failure costs its result and nothing else; its metrics join the epoch just committed."""
@@ -203,131 +275,67 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
             with torch.random.fork_rng(), torch.no_grad(), self.averaged_weights():
                 self.model.eval()
                 self._start_epoch()
+                self.reporter.stage(stage)
                 self.run_stage(stage, method)
         except Exception:
             logger.exception("%s failed in epoch %d; training goes on", stage, len(self.history))
+            self._start_epoch()
             return
         finally:
             self._clip_time = time.monotonic()
-        self.history[-1].update(self._pending_metrics)
+        self.history[-1].update({key: plain(value) for key, value in self._pending_metrics.items()})
         self._start_epoch()
-        self.xp.link.update_history(self.history)
+        overview.optional_results(self, stage)
 
-    # State.
+    # Best weights, early stopping, stopping.
 
     def _keep_best(self) -> None:
         score = self._pending_metrics["valid"][self.best_metric] if self.best_metric else -math.inf
-        if score <= self.best["score"] or not self.best["model"]:
+        epoch = len(self.history) + 1
+        if score < self.best["score"] or self.best_metric is None or not self.best["model"]:
             weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-            self.best = {"score": score, "epoch": len(self.history) + 1, "model": weights}
+            self.best = {"score": score, "epoch": epoch, "model": weights}
+        self.top = pick_best([*self.top, (score, epoch)], self.files.policy.keep_best)
+        patience = self.cfg.optim.patience
+        if patience and self.best_metric and epoch - self.best["epoch"] >= patience:
+            self.plan.segments[-1] = self.updates_done
+            self.reporter.message(f"no better {self.best_metric} for {patience} epochs: the end (optim.patience)")
 
-    def training_state(self) -> dict[str, Any]:
-        """Gives everything that the next step depends on, apart from the weights."""
-        return {
-            "updates_done": self.updates_done,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "extra": self.extra_state(),
-        }
+    def _save_if_due(self) -> None:
+        minutes = self.files.policy.every_minutes
+        if minutes and distributed.is_main() and time.monotonic() - self._save_time > 60 * minutes:
+            self.state.save()
+            self._save_time = time.monotonic()
 
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `training_state` gave."""
-        self.updates_done = state["updates_done"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None and state["ema"] is not None:
-            self.ema.load_state_dict(state["ema"])
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["rng_cuda"])
-        self.load_extra_state(state["extra"])
+    def _stop_if_asked(self) -> None:
+        """Saves and raises RunStopped when a signal has come to any of the ranks."""
+        number = self.stop_request.signal_number
+        if not distributed.any_rank(number is not None):
+            return
+        if distributed.is_main() and self.tally.end is not None:
+            self.state.save()
+        raise RunStopped(
+            f"stopped at step {self.updates_done} of {self.plan.total_updates}; everything is saved, the same command "
+            "goes on from there",
+            number or 15,
+        )
+
+    # State.
 
     def commit(self, save_checkpoint: bool = True) -> None:
         """Puts the epoch on disk: checkpoint first, then the history that Dora reads, then what people look at."""
         self.history.append({stage: plain(metrics) for stage, metrics in self._pending_metrics.items()})
         self._start_epoch()
-        if save_checkpoint:
-            state = {
-                "solver": self.name,
-                "signature": self.xp.sig,
-                "config": OmegaConf.to_yaml(self.cfg, resolve=True),
-                "model": self.model.state_dict(),
-                "best": self.best,
-                "training": self.training_state(),
-                "plan": self.plan.state_dict(),
-                "history": list(self.history),
-                "provenance": self._provenance,
-            }
-            checkpoints.save(state, self.folder / references.CHECKPOINT_NAME)
-            self._keep_copy(state)
-        self.xp.link.update_history(self.history)
-        self._write_overview()
-
-    def _keep_copy(self, state: dict[str, Any]) -> None:
-        """Keeps every `checkpoint.save_every`-th checkpoint under its epoch's number, the newest `keep_last`."""
-        epoch, every = len(self.history), self.cfg.checkpoint.save_every
-        if not every or epoch % every:
+        self.tally = Tally()
+        if not distributed.is_main():
             return
-        checkpoints.save(state, self.folder / f"checkpoint_{epoch}.th")
-        kept = sorted(self.folder.glob("checkpoint_*.th"), key=lambda p: int(p.stem.split("_")[1]))
-        for path in kept[: -self.cfg.checkpoint.keep_last or None]:
-            path.unlink()
+        if save_checkpoint:
+            self.state.commit()
+            self._save_time = time.monotonic()
+        self.xp.link.update_history(self.history)
+        overview.epoch_results(self)
 
-    def _write_overview(self) -> None:
-        summary = {
-            "solver": self.name,
-            "signature": self.xp.sig,
-            "dataset": dataset_name(self.xp.argv, self.cfg),
-            "argv": list(self.xp.argv),
-            "updates_done": self.updates_done,
-            "total_updates": self.plan.total_updates,
-            "epochs_done": len(self.history),
-            "best": {"metric": self.best_metric, "score": self.best["score"], "epoch": self.best["epoch"]},
-            "num_parameters": sum(p.numel() for p in self.model.parameters()),
-            **self.summary(),
-        }
-        if not math.isfinite(self.best["score"]):
-            summary["best"]["score"] = None
-        storage.write_json(self.folder / "summary.json", summary)
-        try:
-            plot_history(self.history, self.plotted, self.folder / "loss.png")
-        except Exception:
-            logger.exception("the loss plot failed; training goes on")
-
-    def restore(self) -> bool:
-        """Takes over this run's checkpoint, or the weights of `continue_from`. Says whether it had one itself."""
-        path = self.folder / references.CHECKPOINT_NAME
-        if not path.is_file():
-            self.history.clear()
-            if self.cfg.continue_from:
-                self._start_from(self.cfg.continue_from)
-            return False
-        state = checkpoints.load(path)
-        self.model.load_state_dict(state["model"])
-        self.load_training_state(state["training"])
-        self.plan = Plan(**state["plan"])
-        self.best = state["best"]
-        self.history[:] = state["history"]
-        logger.info("resuming %s at step %d of %d", self.xp.sig, self.updates_done, self.plan.total_updates)
-        return True
-
-    def _start_from(self, text: str) -> None:
-        found = references.resolve(text, solver=self.name)
-        if found.kind not in ("run", "checkpoint"):
-            raise MicroMusicGenError(f"continue_from={text} is a {found.kind}; name a run or a checkpoint file")
-        path = found.local_path()
-        state = checkpoints.load(path / references.CHECKPOINT_NAME if found.kind == "run" else path)
-        try:
-            self.model.load_state_dict(state["best"]["model"])
-        except RuntimeError as error:
-            raise MicroMusicGenError(f"continue_from={text} has another shape than this run's model") from error
-        if self.ema is not None:
-            self.ema = EMA(self.model, self.cfg.optim.ema.decay)
-
-    # The clock is read here and nowhere else.
+    # The clock is read here and in `clockplan`, and nowhere else.
 
     def _settle_plan(self) -> None:
         minutes = self.cfg.optim.minutes
@@ -335,32 +343,21 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
         finished = self.updates_done >= self.plan.total_updates
         if not minutes or not (fresh or finished):
             return
-        updates = max(SPEED_STEPS, int(60 * minutes * OVERHEAD_SHARE * self._updates_per_s()))
+        self.reporter.stage("measuring the speed")
+        speed = distributed.shared(self._updates_per_s())
         if fresh:
-            commits = max(4, min(40, round(2 * minutes)))
-            self.plan = Plan(max(1, math.ceil(updates / commits)), [updates])
+            self.plan = planned(minutes, speed)
         else:
-            self.plan.segments.append(self.updates_done + updates)
+            self.plan.segments.append(self.updates_done + updates_in(minutes, speed))
 
     def _updates_per_s(self) -> float:
         """Gives the speed of a few trial steps, after which everything is as it was before them."""
-        weights = copy.deepcopy(self.model.state_dict())
-        state = copy.deepcopy(self.training_state())
-        self.schedule = build_schedule(self.cfg.schedule, self.plan)
-        self.model.train()
-        self.training_update()
-        began = time.monotonic()
-        for _ in range(SPEED_STEPS):
-            plain(self.training_update())
-        speed = SPEED_STEPS / (time.monotonic() - began)
-        self.model.load_state_dict(weights)
-        self.load_training_state(state)
-        return speed
+        with self.state.undone():
+            self.schedule = build_schedule(self.cfg.schedule, self.plan)
+            self.model.train()
+            return updates_per_s(lambda: plain(self.training_update()))
 
 
-def dataset_name(argv: list[str], cfg: DictConfig) -> str:
-    """Gives the name under which the run's data set was prepared."""
-    for argument in argv:
-        if argument.startswith("dset="):
-            return argument.rpartition("/")[2]
-    return Path(cfg.datasource.train).parent.name
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Gives the seed of one step's random numbers on one rank."""
+    return (seed * 1_000_003 + step * 10_007 + rank) % (1 << 63)

@@ -22,6 +22,7 @@ from micro_musicgen.codec.builder import build_codec_model, codec_config
 from micro_musicgen.codec.initialise import level_layers
 from micro_musicgen.codec.losses import LossConfig, ReconstructionLoss
 from micro_musicgen.codec.quantiser import CodebookKeeper, QuantiserConfig
+from micro_musicgen.codec.resolve import read_codec
 from micro_musicgen.data.crops import AudioCrops
 from micro_musicgen.data.manifest import read_manifest
 from micro_musicgen.errors import MicroMusicGenError
@@ -121,15 +122,20 @@ class CodecSolver(Solver):
     def train_step(self, step: int) -> Mapping[str, Any]:
         """See `Solver.train_step`."""
         self._enter(self._phase_at(step))
-        wav = self.crops["train"].batch(step, self.cfg.dataset.batch_size).to(self.device)
-        with self.autocast():
-            decoded, metrics, penalty = self._reconstruct(wav)
-        losses = self.criterion(decoded, wav)
-        if self.phase != WARMUP:
-            losses |= self._adversarial(decoded.float(), wav, step)
-        total = self.criterion.weighted(losses) + self.quantiser.commit * penalty
-        norm = self.descend(total)
-        return {"loss": total.detach(), **losses, **metrics, "grad_norm": norm}
+        sums: dict[str, Any] = {}
+        for part in range(self.accumulate):
+            wav = self.crops["train"].batch(step * self.accumulate + part, self.batch_size).to(self.device)
+            with self.autocast():
+                decoded, metrics, penalty = self._reconstruct(wav)
+            losses = self.criterion(decoded, wav)
+            if self.phase != WARMUP:
+                losses |= self._adversarial(decoded.float(), wav, step)
+            total = self.criterion.weighted(losses) + self.quantiser.commit * penalty
+            self.descent.backward(total, self.accumulate)
+            for key, value in {"loss": total, **losses, **metrics}.items():
+                value = value.detach() if isinstance(value, torch.Tensor) else value
+                sums[key] = sums.get(key, 0.0) + value / self.accumulate
+        return {**sums, "grad_norm": self.descent.step()}
 
     def _reconstruct(self, wav: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor]:
         """Gives `wav` [B, 1, L] after its way through the codec as the phase has it, metrics, and the commitment."""
@@ -139,7 +145,8 @@ class CodecSolver(Solver):
                 latents = model.quantizer.decode(model.quantizer.encode(model.encoder(wav)))
             return model.decoder(latents)[..., : wav.shape[-1]], {}, nothing
         latents = model.encoder(wav)
-        if self.phase == WARMUP:
+        # What is no number must not reach the codebooks, which move before the loss is known.
+        if self.phase == WARMUP or not bool(torch.isfinite(latents.detach()).all()):
             return model.decoder(latents)[..., : wav.shape[-1]], {}, nothing
         # In fp32: the codebooks are moved by sums over many latents.
         with torch.autocast(wav.device.type, enabled=False):
@@ -200,6 +207,13 @@ class CodecSolver(Solver):
             write_wav(folder / f"original_{index}.wav", wav[0].numpy(), self.cfg.sample_rate)
 
     # State.
+
+    def starting_weights(self, reference: str) -> Mapping[str, torch.Tensor]:
+        """See `Solver.starting_weights`."""
+        found = read_codec(reference)
+        if found.pretrained is not None:
+            raise MicroMusicGenError(f"continue_from={reference} is a pretrained codec; name a run or a release of one")
+        return found.state
 
     def extra_state(self) -> dict[str, Any]:
         """See `Solver.extra_state`."""

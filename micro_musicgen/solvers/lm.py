@@ -1,57 +1,31 @@
 """Trains a language model on the codes of a frozen codec.
 
-The codes come from a token store that is made once per (data set, codec): the codec takes no part in training. Loss is
-the cross-entropy averaged over codebooks, each codebook's own value is reported beside it.
+The codes come from a token store that is made once per (data set, codec), unless `tokens.store` is off. Loss is the
+cross-entropy averaged over codebooks, each codebook's own value is reported beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 
-from micro_musicgen.codec.resolve import load_codec
+from micro_musicgen.codec.resolve import build_codec, load_codec
 from micro_musicgen.contracts import Codec
-from micro_musicgen.data.code_crops import CodeCrops
-from micro_musicgen.data.encode import build_token_store
-from micro_musicgen.data.manifest import read_manifest
-from micro_musicgen.data.tokens import TokenSettings, TokenStore, store_folder, store_key
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import build_lm, lm_config, lm_spec
-from micro_musicgen.solvers.base import Solver, dataset_name
+from micro_musicgen.lm.fit import differences
+from micro_musicgen.lm.losses import code_losses
+from micro_musicgen.release.source import read_parts
+from micro_musicgen.solvers.base import Solver
+from micro_musicgen.solvers.lm_codes import code_source
 from micro_musicgen.solvers.registry import solvers
+from micro_musicgen.solvers.running import distributed
+from micro_musicgen.solvers.running.overview import dataset_name
 
-IGNORED = -100
-"""The target of a position that the codebook pattern leaves without a prediction."""
-
-
-def cross_entropy(logits: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Gives the mean cross-entropy of each codebook in nats, [K].
-
-    logits [B, K, T, card], codes int64 [B, K, T], mask bool [B, K, T]: True where the prediction counts. Positions
-    outside the mask may hold NaN. One pass over all codebooks, without boolean indexing, so the device never waits.
-    """
-    B, K, T, card = logits.shape
-    targets = codes.masked_fill(~mask, IGNORED)
-    losses = functional.cross_entropy(
-        logits.reshape(-1, card).float(), targets.reshape(-1), ignore_index=IGNORED, reduction="none"
-    )
-    per_codebook = losses.view(B, K, T).sum(dim=(0, 2))
-    return per_codebook / mask.sum(dim=(0, 2)).clamp(min=1)
-
-
-def code_losses(model: Any, codes: torch.Tensor) -> torch.Tensor:
-    """Gives the cross-entropy of each codebook in nats, [K], of codes [B, K, T] under an audiocraft `LMModel`.
-
-    What `LMModel.compute_predictions` followed by upstream's loss gives, but read off the pattern's own steps: step s
-    predicts step s + 1, so the logits need not be mapped back to frames.
-    """
-    pattern = model.pattern_provider.get_pattern(codes.shape[-1])
-    sequence, _, mask = pattern.build_pattern_sequence(codes, model.special_token_id, keep_only_valid_steps=True)
-    logits = model(sequence[..., :-1], [], {})
-    return cross_entropy(logits, sequence[..., 1:], mask[None, :, 1:].expand(len(codes), -1, -1))
+if TYPE_CHECKING:
+    from micro_musicgen.engine.engine import MicroMusicGen
 
 
 @solvers.register("musicgen")
@@ -61,6 +35,7 @@ class LMSolver(Solver):
     name = "musicgen"
     best_metric = "ce"
     plotted = ("ce", "ce_q1")
+    distributes = True
 
     def build_model(self) -> Any:
         """Gives the LM, after making sure that it fits its codec and that the codes are there."""
@@ -77,38 +52,20 @@ class LMSolver(Solver):
         self.spec = lm_spec(config)
         self._check_codec()
         self.segment_frames = round(cfg.dataset.segment_duration * self.codec.frame_rate)
-        self.stores = {split: self._token_store(split) for split in ("train", "valid")}
-        self.crops = {
-            split: CodeCrops(store, segment_frames=self.segment_frames, seed=cfg.seed)
-            for split, store in self.stores.items()
-        }
+        name = dataset_name(self.xp.argv, cfg)
+        with distributed.main_first():
+            self.crops = {
+                split: code_source(cfg, self.codec, split, name, self.reporter) for split in ("train", "valid")
+            }
         torch.manual_seed(cfg.seed)
         return build_lm(config, window_s=cfg.dataset.segment_duration, device=self.device)
 
     def _check_codec(self) -> None:
-        codec, spec, cfg = self.codec, self.spec, self.cfg
-        faults = []
-        if codec.cardinality != spec.card:
-            faults.append(f"card: codec {codec.cardinality}, LM {spec.card} (transformer_lm.card={codec.cardinality})")
-        if codec.num_codebooks != spec.num_codebooks:
-            faults.append(
-                f"codebooks: codec {codec.num_codebooks}, LM {spec.num_codebooks} "
-                f"(transformer_lm.n_q={codec.num_codebooks})"
-            )
-        if codec.sample_rate != cfg.sample_rate:
-            faults.append(f"sample rate: codec {codec.sample_rate} Hz, run {cfg.sample_rate} Hz")
-        if faults:
-            raise MicroMusicGenError(
-                f"the codec {cfg.compression_model_checkpoint} does not fit this LM: {'; '.join(faults)}"
-            )
-
-    def _token_store(self, split: str) -> TokenStore:
-        tracks = read_manifest(self.cfg.datasource[split])
-        settings = TokenSettings(segment_s=float(self.cfg.dataset.segment_duration))
-        key = store_key(self.codec.content_hash, tracks, settings)
-        folder = store_folder(dataset_name(self.xp.argv, self.cfg), split, key)
-        self.reporter.message(f"codes of {len(tracks)} {split} files: {folder.name}")
-        return build_token_store(folder, tracks, self.codec, segment_s=settings.segment_s)
+        found = differences(self.codec, self.spec, self.cfg.sample_rate)
+        if found:
+            faults = "; ".join(f"{d.what}: codec {d.codec}, LM {d.lm} ({d.key}={d.codec})" for d in found)
+            name = self.cfg.compression_model_checkpoint
+            raise MicroMusicGenError(f"the codec {name} does not fit this LM: {faults}")
 
     def losses(self, codes: torch.Tensor) -> torch.Tensor:
         """Gives the cross-entropy per codebook, [K], of a batch of codes [B, K, T]."""
@@ -116,33 +73,73 @@ class LMSolver(Solver):
             return code_losses(self.model, codes)
 
     def train_step(self, step: int) -> Mapping[str, Any]:
-        """See `Solver.train_step`."""
-        codes = self.crops["train"].batch(step, self.cfg.dataset.batch_size).to(self.device)
-        losses = self.losses(codes)
-        norm = self.descend(losses.mean())
-        return {"ce": losses.mean().detach(), **_by_codebook(losses), "grad_norm": norm}
+        """See `Solver.train_step`. A step is `accumulate` batches of `batch_size` crops over all ranks."""
+        total = torch.zeros((), device=self.device)
+        for part in range(self.accumulate):
+            codes = self.crops["train"].batch(
+                step * self.accumulate + part, self.batch_size, rank=self.rank, world_size=self.world_size
+            )
+            losses = self.losses(codes.to(self.device))
+            self.descent.backward(losses.mean(), self.accumulate)
+            total = total + losses.detach() / self.accumulate
+        norm = self.descent.step()
+        return {"ce": total.mean(), **_by_codebook(total), "grad_norm": norm}
+
+    @property
+    def tokens_per_update(self) -> int:
+        """See `Solver.tokens_per_update`: frames times codebooks."""
+        return int(self.accumulate * self.batch_size * self.segment_frames * self.spec.num_codebooks)
 
     def valid(self) -> dict[str, float]:
-        """See `Solver.valid`."""
-        total, count = torch.zeros(self.spec.num_codebooks), 0
-        size = self.cfg.dataset.batch_size
-        for codes in self.crops["valid"].valid_batches(size, self.cfg.dataset.valid.num_samples):
-            total += self.losses(codes.to(self.device)).cpu() * len(codes)
-            count += len(codes)
-        losses = total / count
+        """See `Solver.valid`. Each rank takes every world_size-th batch."""
+        return self._valid(self.rank, self.world_size)
+
+    def _valid(self, rank: int, world_size: int) -> dict[str, float]:
+        total, count = torch.zeros(self.spec.num_codebooks, dtype=torch.float64), 0
+        batches = self.crops["valid"].valid_batches(self.batch_size, self.cfg.dataset.valid.num_samples)
+        for index, codes in enumerate(batches):
+            if index % world_size == rank:
+                total += self.losses(codes.to(self.device)).cpu() * len(codes)
+                count += len(codes)
+        sums = torch.cat([total, torch.tensor([float(count)])])
+        if world_size > 1:
+            sums = distributed.summed(sums.to(self.device)).cpu()
+        losses = sums[:-1] / sums[-1]
         return {"ce": float(losses.mean()), **{k: float(v) for k, v in _by_codebook(losses).items()}}
 
-    def evaluate(self) -> dict[str, float]:
-        """Gives the validation metrics again, under another name, for `evaluate.metrics.base`."""
-        return self.valid()
+    def starting_weights(self, reference: str) -> Mapping[str, torch.Tensor]:
+        """See `Solver.starting_weights`: of a run, a release of either form or the Hub, over the same codec's codes."""
+        found = read_parts(reference)
+        theirs = build_codec(found.codec()).content_hash
+        if theirs != self.codec.content_hash:
+            raise MicroMusicGenError(
+                f"continue_from={reference} speaks the codes of codec {theirs[:12]}, this run those of "
+                f"{self.codec.content_hash[:12]}; add compression_model_checkpoint={reference}"
+            )
+        return found.read_lm()
 
-    def generate(self) -> None:
-        """Writes `generate.num_samples` clips as `samples/EPOCH_N.wav`, with one seed for the whole run."""
-        from micro_musicgen.audio.io import write_wav
+    def evaluate(self) -> dict[str, float]:
+        """Gives the validation metrics, and how far the latents of generated codes are from those of held-out ones.
+
+        The Frechet distance is between equally many frames of each; a few dozen clips are needed for it to mean much.
+        """
+        from micro_musicgen.metrics.frechet import code_embeddings, frechet_distance
+
+        size = self.cfg.dataset.evaluate.num_samples
+        held_out = torch.cat(list(self.crops["valid"].valid_batches(self.batch_size, size)))
+        frames = held_out.shape[-1] / self.codec.frame_rate
+        player = self._player(duration=min(frames, float(self.cfg.dataset.segment_duration)))
+        _, codes = player.generate_unconditional(len(held_out), return_tokens=True)
+        sets = (code_embeddings(self.codec, found.to(self.device)) for found in (codes, held_out))
+        frechet = frechet_distance(*sets)
+        return {**self._valid(0, 1), "frechet": frechet}
+
+    def _player(self, duration: float) -> MicroMusicGen:
+        """Gives the engine around the weights in place, which samples as the section `generate` says."""
         from micro_musicgen.engine.codec import playing
         from micro_musicgen.engine.engine import MicroMusicGen
 
-        section = self.cfg.generate
+        sampling = self.cfg.generate.lm
         player = MicroMusicGen(
             lm_config(self.cfg),
             self.model.state_dict(),
@@ -151,13 +148,21 @@ class LMSolver(Solver):
             device=self.device,
         )
         player.set_generation_params(
-            use_sampling=section.lm.use_sampling,
-            temperature=section.lm.temp,
-            top_k=min(section.lm.top_k, self.spec.card),
-            top_p=section.lm.top_p,
-            duration=section.lm.gen_duration or float(self.cfg.dataset.segment_duration),
+            use_sampling=sampling.use_sampling,
+            temperature=sampling.temp,
+            top_k=min(sampling.top_k, self.spec.card),
+            top_p=sampling.top_p,
+            duration=duration,
             seed=self.cfg.seed,
         )
+        return player
+
+    def generate(self) -> None:
+        """Writes `generate.num_samples` clips as `samples/EPOCH_N.wav`, with one seed for the whole run."""
+        from micro_musicgen.audio.io import write_wav
+
+        section = self.cfg.generate
+        player = self._player(section.lm.gen_duration or float(self.cfg.dataset.segment_duration))
         epoch = len(self.history)
         for index, wav in enumerate(player.generate_unconditional(section.num_samples).cpu().numpy()):
             write_wav(self.folder / section.path / f"{epoch:04d}_{index}.wav", wav, self.codec.sample_rate)

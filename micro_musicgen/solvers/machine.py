@@ -7,12 +7,20 @@ import os
 from omegaconf import DictConfig
 
 from micro_musicgen.engine.device import pick_device
+from micro_musicgen.solvers.optimise.precision import settle_precision
 
 
 def settle(cfg: DictConfig) -> DictConfig:
-    """Gives `cfg` with device, autocast and thread count filled in where they were left open. Changes it in place."""
+    """Gives `cfg` with device, precision and thread count filled in where they were left open. Changes it in place."""
     cfg.device = str(pick_device(None if cfg.device == "auto" else cfg.device))
-    if cfg.autocast == "auto":
-        cfg.autocast = cfg.device.startswith("cuda")
-    cfg.num_threads = cfg.num_threads or os.cpu_count() or 1
+    settle_precision(cfg)
+    cfg.num_threads = cfg.num_threads or _share_of_cores()
     return cfg
+
+
+def _share_of_cores() -> int:
+    """Gives the threads for this process: what whoever started it has set, else its share among the run's processes."""
+    if limit := os.environ.get("OMP_NUM_THREADS", ""):
+        return max(1, int(limit.partition(",")[0]))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return max(1, (os.cpu_count() or 1) // local)

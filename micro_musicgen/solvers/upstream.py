@@ -13,10 +13,11 @@ from dora import get_xp
 from omegaconf import DictConfig
 
 from micro_musicgen import checkpoints, references
+from micro_musicgen.codec import codebooks
 from micro_musicgen.codec.resolve import load_codec
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.solvers.progress import Reporter
 from micro_musicgen.solvers.registry import solvers
+from micro_musicgen.solvers.reporting.progress import Reporter
 from micro_musicgen.upstream.packages import write_package
 from micro_musicgen.upstream.solvers import Kind, build_upstream_solver
 
@@ -39,6 +40,8 @@ def _readable_codec(text: str | None) -> str:
     """Gives a reference that upstream can read: a codec of our own is written as its package into the run's folder."""
     if not text:
         raise MicroMusicGenError("no codec given; add compression_model_checkpoint=//sig/SIGNATURE (or a path)")
+    if codebooks.split(text)[1] is not None:
+        raise MicroMusicGenError(f"audiocraft's solver takes whole codecs, not {text}; leave the number out")
     found = references.resolve(text, solver="compression")
     if found.kind == "hub" or (found.kind in ("run", "checkpoint") and not _is_ours(found)):
         return text

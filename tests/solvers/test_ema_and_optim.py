@@ -4,8 +4,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.solvers.ema import EMA
-from micro_musicgen.solvers.optim import build_optimizer, parameter_groups
+from micro_musicgen.solvers.optimise.ema import EMA
+from micro_musicgen.solvers.optimise.optim import build_optimizer, parameter_groups
 
 
 def test_average_of_constant_weights_is_the_weights() -> None:
@@ -55,5 +55,5 @@ def test_decay_spares_norms_biases_and_embeddings() -> None:
 
 
 def test_unknown_optimizer_names_the_known_ones() -> None:
-    with pytest.raises(MicroMusicGenError, match="'dadam'; known: adam, adamw"):
+    with pytest.raises(MicroMusicGenError, match="'dadam'; known: adam, adamw, muon"):
         build_optimizer(nn.Linear(1, 1), OmegaConf.create({"optimizer": "dadam"}))

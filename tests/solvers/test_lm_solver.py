@@ -132,7 +132,7 @@ def test_measuring_the_speed_leaves_no_trace(toy_home: Path) -> None:
             solver = get_solver(xp.cfg)
             if measured:
                 solver._updates_per_s()
-            from micro_musicgen.solvers.schedule import build_schedule
+            from micro_musicgen.solvers.optimise.schedule import build_schedule
 
             solver.schedule = build_schedule(xp.cfg.schedule, solver.plan)
             for _ in range(3):
@@ -154,7 +154,7 @@ def test_continue_from_takes_the_best_weights_of_another_run(toy_home: Path) -> 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("transformer_lm.card=32", "card: codec 64, LM 32 (transformer_lm.card=64)"),
+        ("transformer_lm.card=32", "codes per codebook: codec 64, LM 32 (transformer_lm.card=64)"),
         ("transformer_lm.n_q=2", "codebooks: codec 4, LM 2 (transformer_lm.n_q=4)"),
         ("compression_model_checkpoint=//sig/00000000", "00000000"),
         ("compression_model_checkpoint=null", "no codec given"),
@@ -168,11 +168,31 @@ def test_what_does_not_fit_is_refused_in_one_line(override: str, message: str, t
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_torn_checkpoint_is_named_and_left_alone(toy_home: Path) -> None:
-    folder = run_xp([*LM_DEBUG, "seed=9", "generate.every=never"])
+def test_a_torn_checkpoint_without_another_is_named_and_left_alone(toy_home: Path) -> None:
+    folder = run_xp([*LM_DEBUG, "seed=9", "generate.every=never", "checkpoint.keep_previous=false"])
     path = folder / references.CHECKPOINT_NAME
     torn = path.read_bytes()[:1000]
     path.write_bytes(torn)
     with pytest.raises(MicroMusicGenError, match="damaged"):
         run_xp([*LM_DEBUG, "seed=9", "generate.every=never"])
     assert path.read_bytes() == torn
+
+
+def test_codes_made_while_training_are_those_of_the_crops(toy_home: Path) -> None:
+    xp = main.experiment([*LM_DEBUG, "tokens.store=false", "label=live"])
+    with xp.enter():
+        solver = get_solver(xp.cfg)
+        codes = solver.crops["train"].batch(3, 2)
+        assert codes.shape == (2, 4, 50) and torch.equal(codes, solver.crops["train"].batch(3, 2))
+        ranks = [solver.crops["train"].batch(3, 2, rank, 2) for rank in (0, 1)]
+        assert torch.equal(torch.cat(ranks), codes)
+    folder = run_xp([*LM_DEBUG, "tokens.store=false", "generate.every=never", "label=live"])
+    assert checkpoint(folder)["training"]["updates_done"] == 8
+
+
+def test_evaluation_measures_the_distance_of_generated_codes(toy_home: Path) -> None:
+    quiet = ("generate.every=never", "evaluate.every=1", "dataset.evaluate.num_samples=4", "seed=11")
+    history = json.loads((run_xp([*LM_DEBUG, *quiet]) / "history.json").read_text())
+    for epoch in history:
+        assert epoch["evaluate"]["ce"] == pytest.approx(epoch["valid"]["ce"], rel=1e-6)
+        assert epoch["evaluate"]["frechet"] > 0

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.solvers.schedule import Plan, build_schedule, cosine, wsd
+from micro_musicgen.solvers.optimise.schedule import Plan, build_schedule, cosine, wsd
 
 
 def test_plan_counts_epochs_and_finds_segments() -> None:
@@ -48,3 +48,37 @@ def test_unknown_schedule_names_the_known_ones() -> None:
 
 def test_no_schedule_is_constant() -> None:
     assert build_schedule(OmegaConf.create({"lr_scheduler": None}), Plan(1, [1]))(7) == 1.0
+
+
+@pytest.mark.parametrize("length", [7, 137, 90_001])
+def test_warmup_as_a_share_follows_the_real_length_of_a_run_that_was_planned_by_minutes(length: int) -> None:
+    from micro_musicgen.solvers.running.clockplan import planned
+
+    plan = planned(minutes=5, speed=length / (60 * 5 * 0.88) + 1e-9)
+    assert plan.total_updates == length
+    config = {"lr_scheduler": "cosine", "cosine": {"warmup": 0.1, "lr_min_ratio": 0.0, "cycle_length": 1.0}}
+    factor = build_schedule(OmegaConf.create(config), plan)
+    ramp = 0.1 * length
+    factors = [factor(step) for step in range(length)]
+    for step in range(math.ceil(ramp)):
+        assert factors[step] == pytest.approx((step + 1) / (ramp + 1))
+    peak = math.ceil(ramp)
+    assert factors.index(max(factors)) in (peak - 1, peak)
+    halfway = round(ramp + (length - ramp) / 2)
+    assert factors[halfway] == pytest.approx(0.5, abs=2 / (length - ramp) + 1e-9)
+    assert factor(length) == pytest.approx(0.0)
+    plan.segments.append(3 * length)
+    assert factor(length) == pytest.approx(1 / (0.2 * length + 1)), "what is added warms up over its own length"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lr_scheduler": "cosine", "cosine": {"warmup": -1, "lr_min_ratio": 0.0, "cycle_length": 1.0}},
+        {"lr_scheduler": "wsd", "wsd": {"warmup": -0.1, "decay": 0.2, "lr_min_ratio": 0.0}},
+    ],
+)
+def test_impossible_warmup_is_refused_in_one_line(config: dict) -> None:
+    with pytest.raises(MicroMusicGenError, match="warmup=-[0-9.]+ must be") as caught:
+        build_schedule(OmegaConf.create(config), Plan(1, [10]))
+    assert "\n" not in str(caught.value)

@@ -53,6 +53,7 @@ Schedule = Callable[[int], float]
 
 
 def _warmup_steps(warmup: float, length: int) -> float:
+    """Gives steps from a share of a stretch (above 0 and below 1) or from steps; a share need not be a whole number."""
     return warmup * length if 0 < warmup < 1 else warmup
 
 
@@ -93,7 +94,7 @@ def build_schedule(config: Any, plan: Plan) -> Schedule:
     """Gives the schedule that the Hydra group `schedule` names; constant when it names none.
 
     Raises:
-        MicroMusicGenError: an unknown name.
+        MicroMusicGenError: an unknown name, or a negative warm-up.
     """
     name = config.lr_scheduler
     if name is None:
@@ -102,4 +103,9 @@ def build_schedule(config: Any, plan: Plan) -> Schedule:
         raise MicroMusicGenError(
             f"unknown schedule.lr_scheduler {name!r}; known: null, {', '.join(sorted(_SCHEDULES))}"
         )
-    return _SCHEDULES[name](plan, **config[name])
+    section = config[name]
+    if section.warmup < 0:
+        raise MicroMusicGenError(
+            f"schedule.{name}.warmup={section.warmup} must be a share of the run, as 0.1, or a number of steps"
+        )
+    return _SCHEDULES[name](plan, **section)

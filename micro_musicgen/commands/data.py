@@ -1,0 +1,40 @@
+"""`micro-musicgen prepare`: a data set of a folder of sounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from micro_musicgen.commands.common import JsonFlag, report
+
+
+def prepare(
+    folder: Annotated[Path, typer.Argument(help="A folder of sounds; its subfolders too.")],
+    name: Annotated[str, typer.Option(help="What to call the data set.")],
+    valid_fraction: Annotated[float, typer.Option(help="Share of the audio kept for validation.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Decides which files are kept for validation.")] = 0,
+    min_duration: Annotated[float, typer.Option(help="Skip files shorter than this, seconds.")] = 0.25,
+    min_sample_rate: Annotated[int, typer.Option(help="Skip files below this rate, Hz.")] = 16000,
+    keep_silence: Annotated[bool, typer.Option(help="Keep files that are silent throughout.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set made from another folder.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a data set of a folder: decode every file, drop duplicates, split, write manifests."""
+    from micro_musicgen.console import counting
+    from micro_musicgen.data.prepare import prepare as run
+
+    with counting("reading") as progress:
+        found = run(
+            folder,
+            name,
+            valid_fraction=valid_fraction,
+            seed=seed,
+            min_duration_s=min_duration,
+            min_sample_rate=min_sample_rate,
+            keep_silence=keep_silence,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    report(as_json, found.to_dict(), [*found.summary_lines(), f"next: micro-musicgen train {name} --minutes 30"])

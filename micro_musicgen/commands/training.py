@@ -1,0 +1,90 @@
+"""`micro-musicgen train` and `demo`: from a data set to a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from micro_musicgen.commands.common import JsonFlag, report, say
+
+
+def train(
+    name: Annotated[str, typer.Argument(help="A data set's name, as given to prepare.")],
+    minutes: Annotated[float, typer.Option(help="Wall time. Speed is measured once; the steps follow from it.")] = 30.0,
+    scale: Annotated[str, typer.Option(help="Size of the LM: nano, tiny, mini, midi, micro.")] = "mini",
+    codec: Annotated[str | None, typer.Option(help="Signature, path or Hub id. Trained here when not given.")] = None,
+    codec_scale: Annotated[str, typer.Option(help="Size of a codec trained here: nano, micro, base.")] = "nano",
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", help="Start from this model: its weights, codec and size. A release, run, Hub id."),
+    ] = None,
+    patience: Annotated[int | None, typer.Option(help="End after so many epochs without a better validation.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and order of the data.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="A Hydra override KEY=VALUE for both runs.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print steps, time, memory and disk, and train nothing.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a codec (40 % of the time, unless one is given) and a language model on a data set."""
+    from micro_musicgen import training
+    from micro_musicgen.console import RichReporter, console
+
+    request = training.TrainingRequest(
+        dataset=name,
+        minutes=minutes,
+        scale=scale,
+        codec=codec,
+        codec_scale=codec_scale,
+        start_from=start_from,
+        patience=patience,
+        seed=seed,
+        overrides=tuple(override or ()),
+    )
+    if dry_run:
+        plan = training.dry_run(request)
+        report(as_json, plan, _plan_lines(plan))
+        return
+    console.print(f"training on {name} for {minutes:g} minutes; Ctrl-C is safe, the same command goes on", style="dim")
+    folder = training.train(request, RichReporter())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    lines = [
+        f"signature {folder.name}",
+        f"run {folder}",
+        f"best validation cross-entropy {summary['best']['score']:.3f} nat at epoch {summary['best']['epoch']}",
+        f"next: micro-musicgen export {folder.name} --out {name}-release",
+    ]
+    report(as_json, {"signature": folder.name, "folder": str(folder), "summary": summary}, lines)
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    lines = []
+    for part in ("codec", "lm"):
+        if part in plan:
+            p = plan[part]
+            lines.append(
+                f"{part:5} {p['num_parameters'] / 1e6:8.2f} M parameters, {p['steps']} steps at "
+                f"{p['steps_per_s']:g}/s, {p['tokens_per_s']:,} {'samples' if part == 'codec' else 'tokens'}/s"
+            )
+            lines.append(
+                f"      {p['minutes']:g} min on {p['device']} in {p['precision']}, batch {p['batch_size']} x "
+                f"{p['accumulate']}, {p['memory_mb']} MB of memory ({p['memory_is']}), {p['disk_mb']} MB of disk"
+            )
+    return [*lines, "nothing was trained (--dry-run)"]
+
+
+def demo(
+    folder: Annotated[Path | None, typer.Argument(help="Your own sounds; made-up breakbeats when not given.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the page and everything it shows go.")] = Path("demo"),
+    minutes: Annotated[float | None, typer.Option(help="Training time; chosen for two cores when not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Of sounds, weights and clips.")] = 0,
+) -> None:
+    """Make sounds (or take yours), train a codec and an LM, generate clips, write a page to listen to."""
+    from micro_musicgen.console import RichReporter, console
+    from micro_musicgen.demo.demo import run_demo
+
+    page = run_demo(out, folder=folder, minutes=minutes, seed=seed, reporter=RichReporter(), say=console.print)
+    say(f"open {page}")

@@ -1,0 +1,1 @@
+"""How weights move: optimisers, rates, precision, batch size, one step."""

@@ -1,0 +1,114 @@
+"""Training steps on made-up crops of the right shape: what speed and memory are measured on before a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from micro_musicgen.codec.builder import build_codec_model, codec_config
+from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.lm.builder import build_lm, lm_config
+from micro_musicgen.lm.losses import code_losses
+from micro_musicgen.solvers.optimise.optim import build_optimizer
+
+FRAME_RATE = 50
+"""Codec steps per second, which all codecs of the shipped configs have."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model that can be trained for a step on any number of crops. Its weights are nobody's.
+
+    loss: of a batch of so many crops. tokens_per_crop: codes, or for a codec samples.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[int], torch.Tensor]
+    tokens_per_crop: int
+    device: torch.device
+
+    def step(self, batch_size: int, accumulate: int = 1) -> None:
+        """Does a whole optimiser step of `accumulate` batches, and waits for the device."""
+        try:
+            for _ in range(accumulate):
+                torch.autograd.backward(self.loss(batch_size))
+            self.optimizer.step()
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def activation_bytes(self, batch_size: int) -> int:
+        """Gives about the bytes that a batch takes beside weights, gradients and the optimiser's state.
+
+        All that the forward pass keeps for the backward pass, and the largest of it, the logits, twice: their gradient
+        is made while everything is still there. Within a fifth of what `nano` and `tiny` grew by at 1 to 16 crops.
+        """
+        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = self.loss(batch_size)
+        del loss
+        return sum(kept.values()) + max(kept.values(), default=0)
+
+
+def build_trial(cfg: DictConfig) -> Trial:
+    """Gives the trial of the solver that a settled config names.
+
+    Raises:
+        MicroMusicGenError: a solver whose steps cannot be tried, upstream's.
+    """
+    if cfg.solver not in _TRIALS:
+        raise MicroMusicGenError(
+            f"dataset.batch_size=auto is not for solver={cfg.solver}; give a number, as in dataset.batch_size=8"
+        )
+    return _TRIALS[cfg.solver](cfg)
+
+
+def _autocast(cfg: DictConfig) -> torch.autocast:
+    return torch.autocast(cfg.device.split(":")[0], dtype=getattr(torch, cfg.autocast_dtype), enabled=cfg.autocast)
+
+
+def _lm_trial(cfg: DictConfig) -> Trial:
+    window_s = float(cfg.dataset.segment_duration)
+    model = build_lm(lm_config(cfg), window_s=window_s, device=cfg.device).train()
+    num_codebooks, num_frames = cfg.transformer_lm.n_q, round(FRAME_RATE * window_s)
+
+    def loss(batch_size: int) -> torch.Tensor:
+        codes = torch.randint(cfg.transformer_lm.card, (batch_size, num_codebooks, num_frames), device=cfg.device)
+        with _autocast(cfg):
+            return code_losses(model, codes).mean()
+
+    optimizer = build_optimizer(model, cfg.optim)
+    return Trial(model, optimizer, loss, num_codebooks * num_frames, torch.device(cfg.device))
+
+
+def _codec_trial(cfg: DictConfig) -> Trial:
+    model = build_codec_model(codec_config(cfg), device=cfg.device).train()
+    num_samples = round(cfg.dataset.segment_duration * cfg.sample_rate)
+
+    def loss(batch_size: int) -> torch.Tensor:
+        wav = 0.1 * torch.randn(batch_size, cfg.channels, num_samples, device=cfg.device)
+        with _autocast(cfg):
+            error = model.decoder(model.encoder(wav))[..., :num_samples].float() - wav
+        # Three spectra of the output stand for the losses, which cost about that.
+        spectra = [torch.stft(error[:, 0], n, n // 4, return_complex=True).abs().mean() for n in (512, 1024, 2048)]
+        total: torch.Tensor = error.abs().mean() + torch.stack(spectra).sum()
+        return total
+
+    return Trial(model, build_optimizer(model, cfg.optim), loss, num_samples, torch.device(cfg.device))
+
+
+_TRIALS: dict[str, Callable[[DictConfig], Trial]] = {"musicgen": _lm_trial, "compression": _codec_trial}

@@ -1,0 +1,1 @@
+"""How a run tells the world: bars and log lines, curves, TensorBoard and W&B."""
