@@ -108,7 +108,9 @@ def start(
     """Gives a process that trains. kill_at: number of the event at which it dies by SIGKILL."""
     _prepare_server()
     here = {key: value for key, value in os.environ.items() if key.startswith("MICRO_")}
-    process = CONTEXT.Process(target=_train, args=(list(argv), {**here, **(environment or {})}, kill_at, str(log)))
+    process = CONTEXT.Process(
+        target=_train, args=(list(argv), {**here, **(environment or {})}, kill_at, str(log)), daemon=True
+    )
     process.start()
     return process
 
@@ -117,8 +119,11 @@ def run(argv: Sequence[str], log: Path, *, kill_at: int | None = None, timeout_s
     """Gives the exit code of a training process; -9 when it was killed."""
     process = start(argv, log, kill_at=kill_at)
     process.join(timeout_s)
-    assert process.exitcode is not None, "training hangs"
-    return process.exitcode
+    code = process.exitcode
+    if code is None:
+        process.kill()
+    assert code is not None, "training hangs"
+    return code
 
 
 def told(log: Path) -> dict[str, Any]:
