@@ -45,9 +45,8 @@ from train_cases import (
 from train_worker import TrainWorker
 
 LIKE = {FP32: "audiocraft fp32", BF16: "audiocraft bf16"}
-CE_CHUNK_S = 6.0
-"""Our loss is looked at about every so many seconds of training, on the way to theirs."""
-MAX_STEPS = 5000
+CE_MARGIN = 0.01
+"""How much above the lowest cross-entropy counts as having come there."""
 
 
 class Clock:
@@ -156,7 +155,8 @@ def speed_rows(model: str, size: Size, taken: dict[str, Sample], ours: TrainWork
 
 
 def time_to_ce(name: str, ours: TrainWorker, theirs: TrainWorker, size: Size, aim: str) -> Row:
-    """Gives the seconds of training after which our validation cross-entropy is as low as audiocraft's after its time.
+    """Gives the seconds of training after which either side's validation cross-entropy is first as low as the goal:
+    the lowest that audiocraft came to in its time, and `CE_MARGIN` more, so that noise on a plateau decides nothing.
 
     Both begin with the same weights; our solver's validation, on its own crops, judges both sides' weights as trained.
     Seconds are those of training steps: validation is left out on both sides.
@@ -167,28 +167,39 @@ def time_to_ce(name: str, ours: TrainWorker, theirs: TrainWorker, size: Size, ai
             ours.ask("save", path=path)
             theirs.ask("load", path=path)
             begin = ours.ask("valid")["ce"]
-            seconds, count = 0.0, 0
-            while seconds < size.ce_s:
-                seconds += theirs.ask("steps", count=1)["seconds"]
-                count += 1
-            theirs.ask("save", path=path)
-            goal = ours.ask("valid", path=path)["ce"]
-            taken, done, reached = 0.0, 0, math.inf
-            chunk = 1
-            while reached > goal and done < MAX_STEPS:
-                answer = ours.ask("steps", count=chunk)["seconds"]
-                taken, done = taken + answer, done + chunk
-                chunk = max(1, min(5, round(CE_CHUNK_S * chunk / answer)))
-                reached = ours.ask("valid")["ce"]
+
+            def judged() -> float:
+                theirs.ask("save", path=path)
+                return float(ours.ask("valid", path=path)["ce"])
+
+            upstream = _curve(theirs, judged, lambda seconds, _: seconds < size.ce_s)
+            goal = (1 + CE_MARGIN) * min(ce for _, _, ce in upstream)
+            mine = _curve(ours, lambda: float(ours.ask("valid")["ce"]), lambda s, ce: ce > goal and s < size.ce_s)
     except WorkerFailure as failure:
         return make_row(name, Sample(failure=str(failure)), "s", aim=aim)
+    count, seconds, _ = next(point for point in upstream if point[2] <= goal)
+    done, taken, reached = mine[-1]
     note = (
-        f"batch {size.batch} x {size.segment_s:g} s, from {begin:.3f} to {goal:.3f} nat in {count} steps of "
-        f"audiocraft's; ours {reached:.3f} after {done}"
+        f"batch {size.batch} x {size.segment_s:g} s, from {begin:.3f} to {goal:.3f} nat: {count} of audiocraft's "
+        f"steps, {done} of ours"
     )
     if reached > goal:
-        return make_row(name, Sample(failure=f"not reached: {note}"), "s", aim=aim)
+        return make_row(name, Sample(failure=f"not reached ({reached:.3f}): {note}"), "s", aim=aim)
     return make_row(name, Sample((taken,)), "s", peer=LIKE[FP32], theirs=Sample((seconds,)), aim=aim, note=note)
+
+
+def _curve(
+    side: TrainWorker, valid: Callable[[], float], goes_on: Callable[[float, float], bool]
+) -> list[tuple[int, float, float]]:
+    """Gives (steps, seconds of training, validation cross-entropy) after every step, later after every few."""
+    points: list[tuple[int, float, float]] = []
+    count, seconds, ce = 0, 0.0, math.inf
+    while goes_on(seconds, ce):
+        chunk = max(1, count // 8)
+        seconds, count = seconds + side.ask("steps", count=chunk)["seconds"], count + chunk
+        ce = valid()
+        points.append((count, seconds, ce))
+    return points
 
 
 def codec_rows(size: Size, home: Path, device: str, clock: Clock) -> list[Row]:

@@ -136,6 +136,8 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
             RunStopped: a signal asked it to stop; its state is saved.
             NotFinite: the loss stopped being a number; the last good state is saved.
         """
+        if distributed.is_main():
+            self.files.sweep()
         self.state.restore()
         distributed.same_weights(self.model)
         self._settle_plan()

@@ -69,6 +69,12 @@ class RunFiles:
         self.policy = policy
         self.path = folder / references.CHECKPOINT_NAME
 
+    def sweep(self) -> None:
+        """Removes what a process that was killed has left half written. Call it with the run held (`runlock`)."""
+        for folder in (self.folder, self.folder / "best", self.folder / references.SNAPSHOTS):
+            for path in folder.glob("*.tmp"):  # hidden ones too
+                path.unlink(missing_ok=True)
+
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint, keeping the one before under another name."""
         if self.policy.keep_previous and self.path.is_file():
