@@ -250,3 +250,46 @@ def test_provenance_is_in_every_checkpoint(toy_home: Path) -> None:
         assert {"seed", "packages", "patches", "git_sha", "sounds"} <= set(found)
         assert found["sounds"]["hash"] and found["packages"]["torch"]
         assert "solver: musicgen" in checkpoints.load(path)["config"]
+
+
+def test_the_second_signal_is_obeyed_at_once() -> None:
+    import os
+    import signal
+
+    from micro_musicgen.solvers.running.interrupt import StopRequest
+
+    request = StopRequest()
+    before = signal.getsignal(signal.SIGINT)
+    with request.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal_number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_file_that_vanishes_costs_no_more_than_the_epoch(toy_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from micro_musicgen.data.manifest import read_manifest
+    from micro_musicgen.solvers.codec import CodecSolver
+
+    argv = ["solver=compression/debug", "dset=audio/toy", "num_threads=1", "dataset.ram_gb=0", "generate.every=never"]
+    hidden = [Path(track.path) for track in read_manifest(toy_home / "egs" / "toy" / "train")]
+    train_step = CodecSolver.train_step
+
+    def losing(self: CodecSolver, step: int) -> Any:
+        if step == 7:
+            for path in hidden:
+                path.rename(path.with_suffix(".gone"))
+        return train_step(self, step)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(CodecSolver, "train_step", losing)
+            with pytest.raises(MicroMusicGenError) as caught:
+                run_xp(argv)
+    finally:
+        for path in hidden:
+            path.with_suffix(".gone").rename(path)
+    assert str(hidden[0].parent) in str(caught.value) and "\n" not in str(caught.value)
+    assert checkpoint(Path(main.experiment(argv).folder))["training"]["updates_done"] == 5
+    assert checkpoint(run_xp(argv))["training"]["updates_done"] == 10, "with the files back it goes on"
