@@ -17,6 +17,8 @@ from typing import IO, Any
 
 from micro_musicgen.errors import DiskFullError, MicroMusicGenError
 
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
@@ -50,11 +52,18 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
         raise
 
 
-def disk_is_full(error: BaseException) -> bool:
-    """Says whether `error` means that no room was left. torch's writer hides the number in a RuntimeError's text."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+def disk_is_full(error: BaseException | None) -> bool:
+    """Says whether `error`, or what led to it, means that no room was left.
+
+    torch's writer gives a RuntimeError of its own when a write has failed, depending on where in the file.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -183,6 +183,8 @@ def test_an_interruption_leaves_finished_files_whole(release: Path, tmp_path: Pa
         command(release, "-n", "4000", "--batch-size", "2", "--duration", "0.5", "--seed", "1", "--out", str(out)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell's background jobs, and all that they start, ignore Ctrl-C; a CI may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         end = time.monotonic() + 60
         while len(list(out.glob("*.wav"))) < 4 and time.monotonic() < end:
