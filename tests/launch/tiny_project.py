@@ -120,8 +120,7 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            # A shell's background jobs, and all that they start, ignore Ctrl-C; a CI may be one.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_heed_signals,
         )
 
     def dora(self, *words: str, answer: str = "", code: int = 0) -> str:
@@ -147,3 +146,9 @@ class Project:
     def histories(self) -> list[list[dict[str, Any]]]:
         """Gives the history of each experiment."""
         return [json.loads(path.read_text()) for path in sorted(self.home.glob("xps/*/history.json"))]
+
+
+def _heed_signals() -> None:
+    """Undoes what shells do to background jobs (Ctrl-C) and nohup to its own (SIGHUP); a CI may be either."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
