@@ -17,6 +17,7 @@ from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import build_lm, lm_config, lm_spec
 from micro_musicgen.lm.fit import differences
 from micro_musicgen.lm.losses import code_losses
+from micro_musicgen.lm.training import compile_training
 from micro_musicgen.release.source import read_parts
 from micro_musicgen.solvers.base import Solver
 from micro_musicgen.solvers.lm_codes import code_source
@@ -58,7 +59,10 @@ class LMSolver(Solver):
                 split: code_source(cfg, self.codec, split, name, self.reporter) for split in ("train", "valid")
             }
         torch.manual_seed(cfg.seed)
-        return build_lm(config, window_s=cfg.dataset.segment_duration, device=self.device)
+        model = build_lm(config, window_s=cfg.dataset.segment_duration, device=self.device)
+        if cfg.compile:
+            compile_training(model)
+        return model
 
     def _check_codec(self) -> None:
         found = differences(self.codec, self.spec, self.cfg.sample_rate)
