@@ -265,11 +265,29 @@ def test_it_is_off_where_slurm_is_and_can_be_forced(project: Project) -> None:
     (project.folder / "srun").chmod(0o755)
     project.environment["PATH"] = f"{project.folder}{os.pathsep}{os.environ['PATH']}"
     project.environment["DORA_LOCAL"] = ""
+    project.environment["SLURM_CONF"] = str(project.folder / "slurm.conf")
     project.dora("grid", "tiny", "--no_monitoring", code=1)  # Slurm is asked, and fails
     assert not project.root.exists()
     project.environment["DORA_LOCAL"] = "1"
     project.grid()
     assert project.wait() == ["COM"]
+
+
+def test_client_programs_without_a_slurm_behind_them_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from micro_musicgen.launch import install
+
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    monkeypatch.delenv(install.VARIABLE, raising=False)
+    monkeypatch.setattr(install, "CONFIGS", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert install.is_wanted(), "no srun"
+    words = "sinfo: error: resolve_ctls_from_dns_srv: fatal: Could not establish a configuration source"
+    for name, script in (("srun", "exit 1"), ("sinfo", f"echo '{words}' >&2; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    assert install.is_wanted(), "srun, and nothing behind it"
+    (tmp_path / "sinfo").write_text("#!/bin/sh\nexit 0\n")
+    assert not install.is_wanted(), "a Slurm that answers"
 
 
 @pytest.mark.slow
