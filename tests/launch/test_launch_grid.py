@@ -261,8 +261,9 @@ def test_what_this_machine_cannot_is_told_before_anything_is_written(
 @pytest.mark.slow
 def test_it_is_off_where_slurm_is_and_can_be_forced(project: Project) -> None:
     project.plan({"x": 1})
-    (project.folder / "srun").write_text("#!/bin/sh\nexit 1\n")
-    (project.folder / "srun").chmod(0o755)
+    for program in ("srun", "sbatch", "sacct", "squeue", "scancel"):
+        (project.folder / program).write_text("#!/bin/sh\nexit 1\n")
+        (project.folder / program).chmod(0o755)
     project.environment["PATH"] = f"{project.folder}{os.pathsep}{os.environ['PATH']}"
     project.environment["DORA_LOCAL"] = ""
     project.environment["SLURM_CONF"] = str(project.folder / "slurm.conf")
