@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.solvers.optimise.optim import build_optimizer
+from micro_musicgen.solvers.optimise.optim import build_optimizer, set_learning_rate
+from micro_musicgen.solvers.optimise.precision import build_scaler
 from micro_musicgen.solvers.running import distributed
 
 RECOVERY_STEPS = 100
@@ -37,24 +38,15 @@ class Descent:
     def __init__(self, model: nn.Module, cfg: Any) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(model, cfg.optim)
-        self.scaler = torch.amp.GradScaler(
-            str(cfg.device).partition(":")[0], enabled=bool(cfg.autocast) and cfg.autocast_dtype == "float16"
-        )
+        self.scaler = build_scaler(cfg)
         self.max_norm = float(cfg.optim.max_norm or math.inf)
         self.stop_after, self.backoff = int(cfg.nonfinite.stop_after), float(cfg.nonfinite.backoff)
         self.skipped, self.in_a_row, self.good, self.factor = 0, 0, 0, 1.0
-        self._lr = float(cfg.optim.lr)
         self._losses_finite = True
-        self._note_peaks()
-
-    def _note_peaks(self) -> None:
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
 
     def set_rate(self, factor: float) -> float:
         """Gives the first group's learning rate after setting every group to its peak times `factor`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor * self.factor
+        set_learning_rate(self.optimizer, factor * self.factor)
         return float(self.optimizer.param_groups[0]["lr"])
 
     def backward(self, loss: torch.Tensor, parts: int = 1) -> None:
@@ -118,5 +110,3 @@ class Descent:
         self.scaler.load_state_dict(state["scaler"])
         self.skipped, self.in_a_row, self.good, self.factor = state.get("guard", (0, 0, 0, 1.0))
         self.in_a_row %= self.stop_after
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", self._lr)  # older checkpoints say nothing of it
