@@ -10,9 +10,11 @@ from typing import Any, Literal, overload
 
 import torch
 
+from micro_musicgen.conditioners.base import ConditionTensors
+from micro_musicgen.conditioners.fusing import fuse
 from micro_musicgen.contracts import MAX_DURATION_S, Codec, GenerationParams
 from micro_musicgen.engine.codec import decoded
-from micro_musicgen.engine.conditions import ConditionTensors, fuse, guided_rows
+from micro_musicgen.engine.conditions import guided_rows
 from micro_musicgen.engine.device import pick_device
 from micro_musicgen.engine.fixed import MODES
 from micro_musicgen.engine.inputs import Conditioner, Unconditioned, check_count, prompt_codes

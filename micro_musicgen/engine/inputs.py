@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from micro_musicgen.audio.io import resample
+from micro_musicgen.conditioners.base import ConditionTensors
 from micro_musicgen.contracts import Codec
-from micro_musicgen.engine.conditions import ConditionTensors
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.upstream import audiocraft_module
 

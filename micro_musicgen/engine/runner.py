@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from micro_musicgen.conditioners.fusing import Fused
 from micro_musicgen.contracts import GenerationParams
-from micro_musicgen.engine.conditions import Fused
 from micro_musicgen.engine.cursor import HostCursor
 from micro_musicgen.engine.fixed import FixedStep
 from micro_musicgen.engine.pattern import SequencePlan, sequence_plan

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from micro_musicgen.engine.conditions import Fused
+from micro_musicgen.conditioners.fusing import Fused
 from micro_musicgen.engine.runner import NO_CONDITIONS
 from micro_musicgen.engine.state import LMState
 from micro_musicgen.engine.step import read_positions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from micro_musicgen.engine.conditions import Fused
+from micro_musicgen.conditioners.fusing import Fused
 from micro_musicgen.engine.cursor import KEY_MULTIPLE, Cursor, HostCursor, round_up
 from micro_musicgen.engine.tables import Tables, make_tables
 from micro_musicgen.engine.transformer_lm import Network

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from micro_musicgen.conditioners.fusing import Fused
 from micro_musicgen.contracts import GenerationParams
-from micro_musicgen.engine.conditions import Fused
 from micro_musicgen.engine.cursor import Cursor, round_up
 from micro_musicgen.engine.sampler import draw_checked
 from micro_musicgen.engine.sequences import Sequences

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from micro_musicgen.conditioners.fusing import sin_embedding
 from micro_musicgen.engine.architecture import Architecture
 
 XPOS_SMOOTHING, XPOS_SCALE = 0.4, 512
@@ -19,14 +20,6 @@ class Tables:
     sin: torch.Tensor | None
     rope_q: torch.Tensor | None
     rope_k: torch.Tensor | None
-
-
-def sin_embedding(length: int, dim: int, max_period: float) -> torch.Tensor:
-    """Gives fp32 [length, dim]: cosines, then sines, of periods that grow from 2 pi to `max_period` times that."""
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32) / (half - 1)
-    phase = torch.arange(length, dtype=torch.float32)[:, None] / torch.tensor(max_period) ** exponents
-    return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
 
 def rotations(arch: Architecture, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from micro_musicgen.conditioners.fusing import Fused
 from micro_musicgen.contracts import GenerationParams
-from micro_musicgen.engine.conditions import Fused
 from micro_musicgen.engine.runner import NO_CONDITIONS, Runner
 from micro_musicgen.engine.sampler import Progress, chances
 from micro_musicgen.engine.threads import threads

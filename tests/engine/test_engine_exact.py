@@ -15,8 +15,9 @@ import fixtures_models as models
 import pytest
 import torch
 
+from micro_musicgen.conditioners.fusing import fuse
 from micro_musicgen.contracts import GenerationParams
-from micro_musicgen.engine.conditions import fuse, guided_rows
+from micro_musicgen.engine.conditions import guided_rows
 from micro_musicgen.engine.cursor import HostCursor
 from micro_musicgen.engine.fixed import FixedStep
 from micro_musicgen.engine.runner import NO_CONDITIONS, Runner
