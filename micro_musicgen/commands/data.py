@@ -19,12 +19,24 @@ def prepare(
     min_sample_rate: Annotated[int, typer.Option(help="Skip files below this rate, Hz.")] = 16000,
     keep_silence: Annotated[bool, typer.Option(help="Keep files that are silent throughout.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a data set made from another folder.")] = False,
+    metadata: Annotated[
+        Path | None, typer.Option(help="A CSV or JSON file that describes the sounds; see docs/descriptions.md.")
+    ] = None,
+    license: Annotated[
+        list[str] | None, typer.Option(help="Take only sounds under this licence, such as cc0 or cc-by. Repeatable.")
+    ] = None,
+    instrument: Annotated[
+        list[str] | None, typer.Option(help="Take only sounds of this instrument. Repeatable.")
+    ] = None,
+    genre: Annotated[list[str] | None, typer.Option(help="Take only sounds of this genre. Repeatable.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a data set of a folder: decode every file, drop duplicates, split, write manifests."""
     from micro_musicgen.console import counting
+    from micro_musicgen.data.filters import Filters
     from micro_musicgen.data.prepare import prepare as run
 
+    filters = Filters.parse(license or (), instrument or (), genre or ())
     with counting("reading") as progress:
         found = run(
             folder,
@@ -35,6 +47,8 @@ def prepare(
             min_sample_rate=min_sample_rate,
             keep_silence=keep_silence,
             overwrite=overwrite,
+            metadata=metadata,
+            filters=filters,
             progress=progress,
         )
     report(as_json, found.to_dict(), [*found.summary_lines(), f"next: micro-musicgen train {name} --minutes 30"])

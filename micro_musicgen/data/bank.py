@@ -16,7 +16,7 @@ CHANGED_S = 0.1
 
 
 class AudioBank:
-    """Gives cuts of `segment` samples. Invariant: a cut depends on (track, position) and never on what was read before.
+    """Gives cuts of `segment` samples. Invariant: a cut depends on (track, start) and never on what was read before.
 
     Which tracks may stay in memory is settled at the start (the shortest, up to `ram_gb` of 1e9 bytes); they are
     decoded when first asked for. With another budget the same cut differs by rounding only (below 1e-5).
@@ -30,26 +30,29 @@ class AudioBank:
         self._resident = _shortest_within(self.lengths, int(ram_gb * 1e9) // 4)
         self._held: dict[int, npt.NDArray[np.float32]] = {}
 
-    def cut(self, index: int, position: float) -> npt.NDArray[np.float32]:
-        """Gives float32 [segment] from track `index`, `position` in [0, 1) of the places where it can start.
+    def start_of(self, index: int, position: float) -> int:
+        """Gives the sample at which a cut of track `index` begins, `position` in [0, 1) of the places where it can.
 
-        A track shorter than a segment is a loop: it starts anywhere in it and wraps round its end, to the sample.
+        A track shorter than a segment is a loop: a cut starts anywhere in it and wraps round its end.
         """
-        if self.lengths[index] < self._segment:
-            wav = self._whole(index)
-            start = int(position * len(wav))
-            return wav[(start + np.arange(self._segment)) % len(wav)]
-        return self.cut_at(index, int(position * (self.lengths[index] - self._segment + 1)))
+        length = self.lengths[index]
+        if length < self._segment:
+            return int(position * len(self._whole(index)))
+        return int(position * (length - self._segment + 1))
 
-    def cut_at(self, index: int, start: int) -> npt.NDArray[np.float32]:
-        """Gives float32 [segment] from sample `start` of track `index`; one shorter than a segment wraps round."""
+    def cut_at(self, index: int, start: int, size: int | None = None) -> npt.NDArray[np.float32]:
+        """Gives float32 [segment] from sample `start` of track `index`; one shorter than it wraps round, to the sample.
+
+        size: another length, for tracks that are as long as a segment at least.
+        """
+        size = size or self._segment
         if index in self._resident or self.lengths[index] < self._segment:
             wav = self._whole(index)
-            if len(wav) < self._segment:
-                return wav[(start + np.arange(self._segment)) % len(wav)]
-            start = min(start, len(wav) - self._segment)
-            return wav[start : start + self._segment]
-        return self._from_file(index, start)
+            if min(len(wav), self.lengths[index]) < size:
+                return wav[(start + np.arange(size)) % len(wav)]
+            start = min(start, len(wav) - size)
+            return wav[start : start + size]
+        return self._from_file(index, start, size)
 
     def _whole(self, index: int) -> npt.NDArray[np.float32]:
         if index in self._held:
@@ -62,19 +65,19 @@ class AudioBank:
             self._held[index] = wav
         return wav
 
-    def _from_file(self, index: int, start: int) -> npt.NDArray[np.float32]:
+    def _from_file(self, index: int, start: int, size: int) -> npt.NDArray[np.float32]:
         track = self._tracks[index]
-        start_s, duration_s = start / self._sample_rate, self._segment / self._sample_rate
+        start_s, duration_s = start / self._sample_rate, size / self._sample_rate
         try:
             wav = load_mono(track.path, self._sample_rate, start_s=start_s, duration_s=duration_s)
         except UnreadableAudioError:
             raise
         except MicroMusicGenError as error:  # it ends before start_s
             raise _changed(track, probe(track.path).duration_s) from error
-        missing = self._segment - len(wav)
+        missing = size - len(wav)
         if missing > CHANGED_S * self._sample_rate or missing > start:
             raise _changed(track, start_s + len(wav) / self._sample_rate)
-        return self._from_file(index, start - missing) if missing else wav
+        return self._from_file(index, start - missing, size) if missing else wav
 
 
 def _shortest_within(lengths: Sequence[int], budget: int) -> frozenset[int]:

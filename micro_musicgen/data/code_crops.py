@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 import torch
 
-from micro_musicgen.data.slots import SlotPlan, evenly_spaced, rank_places, segment_starts
+from micro_musicgen.data.crop_batch import GAP_S, Crops, Cut, PromptPlan, training_cuts, validation_cuts
+from micro_musicgen.data.slots import SlotPlan, evenly_spaced, segment_starts
 from micro_musicgen.data.tokens import TokenStore
 from micro_musicgen.errors import MicroMusicGenError
 
@@ -31,6 +33,7 @@ class CodeCrops:
         self.segment_frames = segment_frames
         masses = [track.duration_s * store.frame_rate * track.weight for track in store.tracks]
         self._plan = SlotPlan(masses, segment_frames, seed)
+        self._seed = seed
 
     @property
     def crops_per_pass(self) -> int:
@@ -38,38 +41,63 @@ class CodeCrops:
         return self._plan.num_slots
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
-        """Gives int64 codes [B / world_size, K, T]: one rank's share of the batch of training step `step` >= 0.
+        """Gives int64 codes [B / world_size, K, T]: those of `crops`."""
+        return self.crops(step, batch_size, rank, world_size).codes
+
+    def crops(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1, prompt_frames: int = 0) -> Crops:
+        """Gives one rank's share, B / world_size crops, of the batch of training step `step` >= 0.
 
         batch_size: B, over all ranks. The ranks together take the crops that one alone would, so a run may go on with
-        another number of ranks and every slot of the data is seen once per pass all the same.
+        another number of ranks and every slot of the data is seen once per pass all the same. prompt_frames: how long
+        prompts are to be; 0 for none. A looped track has none: all of it is in the crop.
 
         Raises:
             MicroMusicGenError: B is no multiple of world_size.
         """
-        crops = []
-        for place in rank_places(batch_size, rank, world_size):
-            track, position = self._plan.locate(step * batch_size + place)
-            starts = self._store.tracks[track].num_frames - self.segment_frames + 1
-            crops.append(self._cut(track, int(position * starts)))
-        return _stack(crops)
+        return self._taken(training_cuts(self._locate, step, batch_size, rank, world_size), prompt_frames)
 
     def valid_batches(self, batch_size: int, max_items: int) -> Iterator[torch.Tensor]:
-        """Gives the same batches [b, K, T] on every call: whole segments spread over the data, b <= batch_size.
+        """Gives the same batches [b, K, T] on every call: those of `valid_crops`."""
+        return (crops.codes for crops in self.valid_crops(batch_size, max_items))
+
+    def valid_crops(self, batch_size: int, max_items: int, prompt_frames: int = 0) -> Iterator[Crops]:
+        """Gives the same crops on every call: whole segments spread over the data, at most `batch_size` at a time.
 
         Every track takes part with its consecutive segments, a looped one once; at most `max_items` in all.
         """
-        cuts = [
+        found = [
             (index, start)
             for index, track in enumerate(self._store.tracks)
             for start in ([0] if track.loop else segment_starts(track.num_frames, self.segment_frames))
         ]
-        remaining = iter(evenly_spaced(cuts, max_items))
+        remaining = iter(validation_cuts(evenly_spaced(found, max_items)))
         while chosen := list(islice(remaining, batch_size)):
-            yield _stack([self._cut(track, start) for track, start in chosen])
+            yield self._taken(chosen, prompt_frames)
 
-    def _cut(self, track: int, start: int) -> np.ndarray:
-        return self._store.codes(track)[start : start + self.segment_frames]
+    def _locate(self, place: int) -> tuple[int, int]:
+        track, position = self._plan.locate(place)
+        return track, int(position * (self._store.tracks[track].num_frames - self.segment_frames + 1))
+
+    def _taken(self, cuts: Sequence[Cut], prompt_frames: int) -> Crops:
+        codes = np.stack([self._cut(cut.track, cut.start, self.segment_frames) for cut in cuts])
+        return Crops(
+            codes=_tensor(codes).transpose(1, 2).contiguous(),
+            tracks=tuple(cut.track for cut in cuts),
+            places=tuple(cut.place for cut in cuts),
+            prompts=tuple(self._prompt(cut, prompt_frames) for cut in cuts),
+        )
+
+    def _prompt(self, cut: Cut, wanted: int) -> torch.Tensor | None:
+        """Gives codes [K, P] from elsewhere in the crop's track."""
+        track = self._store.tracks[cut.track]
+        gap = math.ceil(GAP_S * self._store.frame_rate)
+        plan = PromptPlan(segment=self.segment_frames, wanted=wanted, gap=gap, seed=self._seed)
+        found = None if track.loop else plan.choose(track.num_frames, cut)
+        return None if found is None else _tensor(self._cut(cut.track, *found)).t().contiguous()
+
+    def _cut(self, track: int, start: int, size: int) -> np.ndarray:
+        return self._store.codes(track)[start : start + size]
 
 
-def _stack(crops: list[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(crops).astype(np.int64)).transpose(1, 2).contiguous()
+def _tensor(codes: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(codes.astype(np.int64))

@@ -1,7 +1,7 @@
 """Manifests: which files a data set holds, one JSON line each, as audiocraft's AudioDataset reads them.
 
-A folder `egs/NAME/train` with `data.jsonl.gz` is one split. Our lines carry one key more than audiocraft's,
-`audio_hash`, which its reader passes over.
+A folder `egs/NAME/train` with `data.jsonl.gz` is one split. Our lines carry two keys more than audiocraft's,
+`audio_hash` and, where something is known about the sound, `info`. Its reader passes over both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Track:
     path: absolute, with forward slashes. duration: seconds. amplitude: peak of the samples. weight: how often it is
     drawn compared with others of its length, None for 1. info_path: audiocraft's metadata file, unused here.
     audio_hash: names the decoded samples whatever the file is called; None in manifests that others wrote.
+    info: what is known about the sound as plain JSON (`data/info.py` lists the fields), None for nothing. It is no
+    part of what names a sound: neither the hash of a data set nor a token store depends on it.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Track:
     weight: float | None = None
     info_path: str | None = None
     audio_hash: str | None = None
+    info: dict[str, Any] | None = field(default=None, hash=False)
 
     @property
     def num_samples(self) -> int:
@@ -53,10 +56,15 @@ class Track:
 def write_manifest(folder: Path | str, tracks: Iterable[Track]) -> Path:
     """Replaces `folder/data.jsonl.gz` by `tracks` at once and gives its path. Equal tracks give equal bytes."""
     path = Path(folder) / MANIFEST_NAME
-    lines = "".join(json.dumps(asdict(track), ensure_ascii=False) + "\n" for track in tracks)
+    lines = "".join(json.dumps(_plain(track), ensure_ascii=False) + "\n" for track in tracks)
     with storage.atomic_write(path) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         packed.write(lines.encode("utf-8"))
     return path
+
+
+def _plain(track: Track) -> dict[str, Any]:
+    plain = asdict(track)
+    return plain if track.info else {name: value for name, value in plain.items() if name != "info"}
 
 
 def read_manifest(folder: Path | str) -> list[Track]:
@@ -85,10 +93,12 @@ def read_manifest(folder: Path | str) -> list[Track]:
 def _parse(line: str, path: Path, number: int) -> Track:
     try:
         plain: dict[str, Any] = json.loads(line)
-        known = {field.name for field in fields(Track)}
+        known = {one.name for one in fields(Track)}
         track = Track(**{key: value for key, value in plain.items() if key in known})
+        if not isinstance(track.info, dict | None):
+            raise TypeError("info is no object")
         usable = track.duration > 0 and track.sample_rate > 0 and track.draw_weight >= 0
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise MicroMusicGenError(f"line {number} of {path} is no track ({error}); run prepare again") from error
     if not usable:
         raise MicroMusicGenError(

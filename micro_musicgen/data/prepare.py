@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from micro_musicgen import paths, storage
+from micro_musicgen.data.coverage import Coverage
+from micro_musicgen.data.filters import Filters
 from micro_musicgen.data.manifest import Track, dataset_hash, write_manifest
+from micro_musicgen.data.metadata import collect
 from micro_musicgen.data.report import PrepareReport, Skipped
 from micro_musicgen.data.scan import Limits, Sound, find_audio, scan
 from micro_musicgen.data.split import split
@@ -32,17 +36,21 @@ def prepare(
     min_sample_rate: int = Limits.min_sample_rate,
     keep_silence: bool = False,
     overwrite: bool = False,
+    metadata: Path | str | None = None,
+    filters: Filters | None = None,
     progress: Progress | None = None,
 ) -> PrepareReport:
     """Gives the report of a data set made from the audio below `folder`: manifests, Hydra config, `prepare.json`.
 
     Every file is decoded to its end first; only then is the old data set of that name replaced, so an interrupted
     or failed call leaves it whole. The same folder again updates it. progress(done, total) counts files.
+    metadata: a file that describes sounds, beside what they say themselves (`data/metadata.py`). filters: what a
+    sound must be by that; the others are neither decoded nor kept.
 
     Raises:
         MicroMusicGenError: the folder is missing, empty or holds nothing that can be used; the name is not usable or
             taken by another folder's data set (unless `overwrite`); valid_fraction is not inside (0, 1); the data
-            home cannot be written to.
+            home cannot be written to; the metadata file can't be used; no file passes the filters.
     """
     folder = _checked_folder(folder)
     if not 0 < valid_fraction < 1:
@@ -57,11 +65,20 @@ def prepare(
         raise MicroMusicGenError(f"{folder} holds no audio file ({others}); name another folder")
     storage.ensure_writable(paths.manifests_dir(name).parent)
     storage.ensure_writable(config_path(name).parent)
+    known = collect(folder, found.audio, metadata)
+    filters = filters or Filters()
+    faults = {path: fault for path in found.audio if (fault := filters.fault(known.described[path].info))}
+    left_out = filters.counts(known.described[path].info for path in faults)
+    if len(faults) == len(found.audio):
+        raise MicroMusicGenError(_nothing_passes(folder, left_out, faults))
     limits = Limits(min_duration_s, min_sample_rate, keep_silence)
-    sounds, skipped = _sort_out(folder, found.audio, _scan_all(found.audio, progress), limits)
+    wanted = [path for path in found.audio if path not in faults]
+    results: dict[Path, Sound | str] = {**faults, **dict(zip(wanted, _scan_all(wanted, progress), strict=True))}
+    sounds, skipped = _sort_out(folder, found.audio, results, limits)
     if not sounds:
         raise MicroMusicGenError(_nothing_usable(folder, skipped))
-    tracks = [_track(sound) for sound in sounds]
+    described = [known.described[sound.path] for sound in sounds]
+    tracks = [_track(sound, one.info) for sound, one in zip(sounds, described, strict=True)]
     train, valid = split(tracks, valid_fraction=valid_fraction, seed=seed)
     report = PrepareReport(
         name=name,
@@ -69,13 +86,14 @@ def prepare(
         train=tuple(train),
         valid=tuple(valid),
         skipped=tuple(skipped),
-        num_ignored=found.num_ignored,
+        num_ignored=found.num_ignored - known.num_read,
         max_sample_rate=max(sound.sample_rate for sound in sounds),
         max_channels=max(sound.channels for sound in sounds),
         seed=seed,
         valid_fraction=valid_fraction,
         dataset_hash=dataset_hash(tracks),
         config_path=config_path(name).as_posix(),
+        coverage=Coverage.of(tracks, described, left_out=left_out, table=known.table, notes=known.notes),
     )
     _commit(report)
     return report
@@ -127,9 +145,9 @@ def _refuse_another(folder: Path, name: str) -> None:
     raise MicroMusicGenError(f"data set {name!r} exists and was {was}; choose another --name, or pass --overwrite")
 
 
-def _scan_all(files: Sequence[Path], progress: Progress | None) -> list[Sound | UnreadableAudioError]:
+def _scan_all(files: Sequence[Path], progress: Progress | None) -> list[Sound | str]:
     """Gives what each file holds, or why it can't be read, in the order of `files`."""
-    results: dict[int, Sound | UnreadableAudioError] = {}
+    results: dict[int, Sound | str] = {}
     pool = ThreadPoolExecutor(os.cpu_count() or 1)  # both decoders release the GIL
     try:
         futures = {pool.submit(_scan_one, path): index for index, path in enumerate(files)}
@@ -142,26 +160,30 @@ def _scan_all(files: Sequence[Path], progress: Progress | None) -> list[Sound | 
     return [results[index] for index in range(len(files))]
 
 
-def _scan_one(path: Path) -> Sound | UnreadableAudioError:
+def _scan_one(path: Path) -> Sound | str:
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
-        return UnreadableAudioError("its name is not valid UTF-8; rename it")
+        return "its name is not valid UTF-8; rename it"
     try:
         return scan(path)
     except UnreadableAudioError as error:
-        return UnreadableAudioError(str(error).removeprefix(f"{path} "))
+        return str(error).removeprefix(f"{path} ")
 
 
 def _sort_out(
-    folder: Path, files: Sequence[Path], results: Sequence[Sound | UnreadableAudioError], limits: Limits
+    folder: Path, files: Sequence[Path], results: Mapping[Path, Sound | str], limits: Limits
 ) -> tuple[list[Sound], list[Skipped]]:
-    """Gives the files to train on and the ones left out; of equal sounds the first by path stays."""
+    """Gives the files to train on and the ones left out; of equal sounds the first by path stays.
+
+    results: what each file holds, or why it is left out already.
+    """
     kept: dict[str, Sound] = {}
     skipped: list[Skipped] = []
-    for path, result in zip(files, results, strict=True):
-        if isinstance(result, UnreadableAudioError):
-            reason: str | None = str(result)
+    for path in files:
+        result = results[path]
+        if isinstance(result, str):
+            reason: str | None = result
         else:
             reason = limits.fault(result)
             first = kept.setdefault(result.audio_hash, result) if reason is None else result
@@ -183,13 +205,20 @@ def _nothing_usable(folder: Path, skipped: Sequence[Skipped]) -> str:
     return f"no file in {folder} can be used: {reasons}{more}; name another folder"
 
 
-def _track(sound: Sound) -> Track:
+def _nothing_passes(folder: Path, left_out: Mapping[str, int], faults: Mapping[Path, str]) -> str:
+    counts = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+    path, fault = next(iter(faults.items()))
+    return f"no file in {folder} passes the filters ({counts}), such as {_below(folder, path)}: {fault}; ask for less"
+
+
+def _track(sound: Sound, info: dict[str, Any]) -> Track:
     return Track(
         path=sound.path.as_posix(),
         duration=sound.duration_s,
         sample_rate=sound.sample_rate,
         amplitude=sound.peak,
         audio_hash=sound.audio_hash,
+        info=info or None,
     )
 
 

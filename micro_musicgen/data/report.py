@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from micro_musicgen import paths
+from micro_musicgen.data.coverage import Coverage
 from micro_musicgen.data.manifest import Track
 
 REPORT_VERSION = 1
@@ -25,7 +26,10 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareReport:
-    """A data set as it was prepared. num_ignored counts files that are hidden or not audio."""
+    """A data set as it was prepared. num_ignored counts files that are hidden or neither audio nor metadata.
+
+    coverage: what is known about the sounds.
+    """
 
     name: str
     source: str
@@ -39,6 +43,7 @@ class PrepareReport:
     valid_fraction: float
     dataset_hash: str
     config_path: str
+    coverage: Coverage
 
     @property
     def is_single_file(self) -> bool:
@@ -71,6 +76,7 @@ class PrepareReport:
             "max_channels": self.max_channels,
             "is_single_file": self.is_single_file,
             "config_path": self.config_path,
+            "metadata": self.coverage.to_dict(),
             "skipped": [asdict(skipped) for skipped in self.skipped],
         }
 
@@ -86,6 +92,7 @@ class PrepareReport:
         ]
         if self.is_single_file:
             lines.append("  a single file is both train and valid: the validation loss can't show overfitting")
+        lines += self.coverage.lines()
         if self.num_ignored:
             lines.append(f"  ignored {_count(self.num_ignored, 'file')}: hidden or not audio")
         if self.skipped:

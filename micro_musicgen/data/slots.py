@@ -43,7 +43,7 @@ class SlotPlan:
         """Gives item `index` >= 0: the track's index and where in it, in [0, 1)."""
         pass_index, place = divmod(index, self.num_slots)
         slot = int(self._order(pass_index)[place])
-        within = (_uniform(self._seed, slot) + pass_index * _GOLDEN) % 1.0
+        within = (uniform(self._seed, slot) + pass_index * _GOLDEN) % 1.0
         point = (slot + within) / self.num_slots * self._ends[-1]
         track = min(int(np.searchsorted(self._ends, point, side="right")), self._last)
         position = (point - (self._ends[track] - self._masses[track])) / self._masses[track]
@@ -68,9 +68,10 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _uniform(seed: int, slot: int) -> float:
-    """Gives a number in [0, 1) that belongs to a slot."""
-    word = _mix(_mix(np.array([seed ^ 0x5851F42D4C957F2D], dtype=np.uint64)) ^ np.uint64(slot))
+def uniform(seed: int, index: int) -> float:
+    """Gives a number in [0, 1) that belongs to (seed, index), of which only the lowest 64 bits count."""
+    key = np.array([(seed ^ 0x5851F42D4C957F2D) & _MASK], dtype=np.uint64)
+    word = _mix(_mix(key) ^ np.uint64(index & _MASK))
     return int(word[0] >> np.uint64(11)) / (1 << 53)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from micro_musicgen.codec import codebooks
 from micro_musicgen.codec.pretrained import KNOWN
 from micro_musicgen.contracts import LMSpec
+from micro_musicgen.data.licenses import UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,46 @@ def _sounds(facts: CardFacts) -> str:
     if run.get("started_from"):
         lines.append(f"- started from the weights of `{run['started_from']}`, whose licence holds here too")
     lines = lines or ["- not recorded"]
-    return "## Trained on\n\n" + "\n".join([*lines, "", "Say here what the sounds are and where they come from."])
+    said = "Say here what the sounds are and where they come from."
+    return "\n\n".join(["## Trained on", "\n".join(lines), *_sound_licences(sounds.get("train") or {}), said])
+
+
+def _sound_licences(train: Mapping[str, Any]) -> list[str]:
+    """Gives the table of licences, the sources, and what follows from them, as paragraphs."""
+    licenses: Mapping[str, Any] = train.get("licenses") or {}
+    if not licenses:
+        return ["Licences of the training sounds: not recorded."]
+    table = ["Licences of the training sounds:", "", "| licence | files | length |", "|---|---|---|"]
+    table += [f"| {_cell(name)} | {one['files']} | {_length(one['hours'])} |" for name, one in licenses.items()]
+    paragraphs = ["\n".join(table)]
+    sources = train.get("sources") or {}
+    if set(sources) - {UNKNOWN}:
+        paragraphs.append(
+            "Sources: " + ", ".join(f"{_cell(name)} {one['files']}" for name, one in sources.items()) + "."
+        )
+    unknown = licenses.get(UNKNOWN, {}).get("files", 0)
+    if unknown:
+        paragraphs.append(
+            f"**The licence of {unknown} of {train['files']} training files is unknown.** Whether they may be used "
+            "for this, and these weights given away, is not settled: find out before you share them."
+        )
+    return paragraphs + _licence_terms(licenses)
+
+
+def _licence_terms(licenses: Mapping[str, Any]) -> list[str]:
+    """Gives what licences of the sounds ask for, where their names tell."""
+    asked = {term for name in licenses if name.startswith("cc-by") for term in name.split("-")[1:]}
+    terms = []
+    if "by" in asked:
+        terms.append("Some of the licences ask that the authors of the sounds be named: name them here.")
+    if "nc" in asked:
+        terms.append("Some do not allow commercial use of the sounds.")
+    return terms
+
+
+def _cell(text: str) -> str:
+    """Gives text that others wrote so that it can't leave its place in a table or become markup."""
+    return re.sub(r"([\\`*_\[\]|<>!#])", r"\\\1", text)
 
 
 def _length(hours: float) -> str:

@@ -9,7 +9,7 @@ from micro_musicgen.upstream import audiocraft_module
 
 TRACKS = [
     Track("/music/Schöne Klänge/a: b.wav", 1.5, 44_100, 0.9, audio_hash="aa"),
-    Track("/music/b.flac", 0.25, 48_000, 0.5, weight=2.0, audio_hash="bb"),
+    Track("/music/b.flac", 0.25, 48_000, 0.5, weight=2.0, audio_hash="bb", info={"genre": "dub", "bpm": 140.0}),
 ]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
+from micro_musicgen.data.manifest import Track, write_manifest
 from micro_musicgen.lm.scales import spec
 from micro_musicgen.release.card import CardFacts, render_card
+from micro_musicgen.release.provenance import sound_facts
 
 FACTS = CardFacts(
     name="Dschungel: nachts",
@@ -72,3 +76,76 @@ def test_sizes_sounds_and_how_to_play() -> None:
     assert "training: 12 files, 2.5 hours" in card and "validation: 2 files, 3.0 minutes" in card
     assert "MicroMusicGen.get_pretrained" in card and "micro-musicgen generate" in card
     assert "audiocraft.models import MusicGen" in render_card(replace(FACTS, form="audiocraft"))
+
+
+def sounds(licenses: dict[str, int], sources: dict[str, int] | None = None) -> CardFacts:
+    """Facts about sounds that lie under `licenses`, name to files of 0.5 hours each."""
+    split = {
+        "files": sum(licenses.values()),
+        "hours": 0.5 * sum(licenses.values()),
+        "licenses": {name: {"files": number, "hours": 0.5 * number} for name, number in licenses.items()},
+        "sources": {name: {"files": number, "hours": 0.5 * number} for name, number in (sources or {}).items()},
+    }
+    return replace(FACTS, provenance={"sounds": {"train": split}})
+
+
+def test_licences_of_the_sounds_are_summed() -> None:
+    card = render_card(sounds({"cc0-1.0": 4, "cc-by-nc-4.0": 1}, {"freesound.org": 3, "unknown": 2}))
+    assert "| licence | files | length |\n|---|---|---|\n| cc0-1.0 | 4 | 2.0 hours |\n" in card
+    assert "| cc-by-nc-4.0 | 1 | 30.0 minutes |\n" in card and "Sources: freesound.org 3, unknown 2." in card
+    assert "authors of the sounds be named" in card and "do not allow commercial use of the sounds" in card
+    assert "is unknown" not in card
+
+
+def test_unknown_licences_are_said_plainly() -> None:
+    card = render_card(sounds({"cc0-1.0": 4, "unknown": 2}, {"unknown": 6}))
+    assert "**The licence of 2 of 6 training files is unknown.**" in card and "Sources:" not in card
+    assert "authors of the sounds" not in card and "commercial use of the sounds" not in card
+    assert "Licences of the training sounds: not recorded." in render_card(FACTS)
+
+
+def test_words_of_others_stay_in_their_cell() -> None:
+    card = render_card(sounds({"mine | [x](http://y) <script>": 1}))
+    assert r"| mine \| \[x\](http://y) \<script\> | 1 |" in card
+
+
+def test_sound_facts_sum_licences_and_name_no_path(tmp_path: Path) -> None:
+    def track(number: int, **info: str) -> Track:
+        return Track(f"/home/ann/{number}.wav", 1800.0, 8000, audio_hash=f"{number}", info=info or None)
+
+    known = [
+        track(0, license="cc0-1.0", source="https://www.Freesound.org/people/x/sounds/1"),
+        track(1, license="cc0-1.0", source="see http://freesound.org/s/2"),
+        track(2, license="cc-by-4.0", source="/home/ann/secret"),
+        track(3, source="C:\\Users\\ann"),
+        track(4),
+    ]
+    config = {"datasource": {split: str(tmp_path / split) for split in ("train", "valid")}}
+    write_manifest(tmp_path / "train", known)
+    write_manifest(tmp_path / "valid", known[:1])
+    facts = sound_facts(config)
+    assert facts["train"] == {
+        "files": 5,
+        "hours": 2.5,
+        "licenses": {
+            "cc0-1.0": {"files": 2, "hours": 1.0},
+            "unknown": {"files": 2, "hours": 1.0},
+            "cc-by-4.0": {"files": 1, "hours": 0.5},
+        },
+        "sources": {
+            "a folder": {"files": 2, "hours": 1.0},
+            "freesound.org": {"files": 2, "hours": 1.0},
+            "unknown": {"files": 1, "hours": 0.5},
+        },
+    }
+    assert facts["valid"]["licenses"] == {"cc0-1.0": {"files": 1, "hours": 0.5}}
+    assert "ann" not in json.dumps(facts)
+    # What names the sounds does not depend on what is said about them.
+    write_manifest(tmp_path / "train", [replace(one, info=None) for one in known])
+    assert sound_facts(config)["hash"] == facts["hash"]
+    # A licence of its own for every file: told up to a limit, and the unknown ones always.
+    many = [track(number, license=f"note {number}") for number in range(30)] + [track(99)]
+    write_manifest(tmp_path / "train", many)
+    licenses = sound_facts(config)["train"]["licenses"]
+    assert len(licenses) == 22 and licenses["others"]["files"] == 10 and licenses["unknown"]["files"] == 1
+    assert sum(one["files"] for one in licenses.values()) == 31
