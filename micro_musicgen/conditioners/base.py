@@ -14,10 +14,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from micro_musicgen.registry import Registry
+from micro_musicgen.conditioners.lazy_registry import LazyRegistry
 
 Kind = Literal["text", "audio"]
 """What a conditioner takes: "text" a string, "audio" codes, int64 [K, T]; None where nothing was said."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many things are done, and of how many."""
 
 ConditionTensors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """Name -> (embeddings [B, S, D], mask [B, S], nonzero where valid)."""
@@ -47,6 +50,12 @@ class Conditioner(nn.Module):
     num_positions: int
     dim: int
 
+    def warm(self, raw: Sequence[Any], *, folder: Path | None = None, progress: Progress | None = None) -> None:
+        """Does now, of things that will be said, what `prepare` would have to wait for; nothing here.
+
+        folder: where results are kept for the next run; None for this process alone.
+        """
+
     def prepare(self, raw: Sequence[Any]) -> Any:
         """Gives what `forward` takes, of B things said, each possibly None. Waits and frozen encoders belong here."""
         raise NotImplementedError
@@ -55,9 +64,13 @@ class Conditioner(nn.Module):
         """Gives embeddings [B, S, D] and mask bool [B, S], with gradients for what is trained."""
         raise NotImplementedError
 
+    def settled(self) -> dict[str, Any]:
+        """Gives the settings that were found out when this was built, so that a release need not find them again."""
+        return {}
+
     def null(self, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives what `forward` gives of B clips about which nothing is said: zeros, all masked."""
-        like = next(self.parameters())
+        like = next(self.parameters(), torch.zeros(0))
         mask = torch.zeros(batch_size, self.num_positions, dtype=torch.bool, device=like.device)
         return like.new_zeros(batch_size, self.num_positions, self.dim), mask
 
@@ -65,5 +78,11 @@ class Conditioner(nn.Module):
 MakeConditioner = Callable[[Mapping[str, Any], Surroundings], Conditioner]
 
 
-conditioners: Registry[MakeConditioner] = Registry("conditioner")
+conditioners: LazyRegistry[MakeConditioner] = LazyRegistry(
+    "conditioner",
+    {
+        "text": "micro_musicgen.conditioners.text",
+        "audio_prompt": "micro_musicgen.conditioners.audio_prompt",
+    },
+)
 """By the config's `conditioners.NAME.model`. An entry takes (the settings below that name, the surroundings)."""

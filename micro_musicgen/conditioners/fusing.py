@@ -145,5 +145,6 @@ def _joined(
     if not parts:
         return None, None
     mask = torch.cat([mask for _, mask in parts], dim=1)
-    wanted = masks and not bool(mask.all())
+    # Reading a mask back would have every step wait for a GPU, which gains less from having none.
+    wanted = masks and (mask.is_cuda or not bool(mask.all()))
     return torch.cat([embeddings for embeddings, _ in parts], dim=1), mask if wanted else None

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from micro_musicgen.conditioners.base import Conditioner, ConditionTensors, Surroundings, conditioners
+from micro_musicgen.conditioners.base import Conditioner, ConditionTensors, Progress, Surroundings, conditioners
 from micro_musicgen.errors import MicroMusicGenError
 
 Said = Mapping[str, Sequence[Any]]
 """Name -> what is said about each of B clips, None where nothing is. A name left out is nothing said about any."""
+
+UPSTREAM = frozenset({"t5", "lut", "chroma_stem", "clap"})
+"""audiocraft's own conditioners, which its own builder makes."""
+FUSED_BY = ("prepend", "cross", "sum")
 
 
 class ConditionProvider(nn.Module):
@@ -25,6 +31,15 @@ class ConditionProvider(nn.Module):
         """Gives the names of all conditions, or of those of one kind ("text", "audio")."""
         return tuple(name for name, each in self._each() if kind in (None, each.kind))
 
+    def warm(self, said: Said, *, folder: Path | None = None, progress: Progress | None = None) -> None:
+        """Does now, of what will be said, what `prepare` would have to wait for; see `Conditioner.warm`.
+
+        The things under each name need not be about the same clips. progress: called for one name after the other.
+        """
+        for name, each in self._each():
+            if name in said:
+                each.warm(said[name], folder=folder, progress=progress)
+
     def prepare(self, said: Said) -> dict[str, Any]:
         """Gives what `forward` takes. Runs frozen encoders; to be called before anything that should not wait.
 
@@ -36,7 +51,7 @@ class ConditionProvider(nn.Module):
         if unknown:
             known = ", ".join(self.conditioners) or "nothing"
             raise MicroMusicGenError(f"this model does not listen to {unknown[0]!r}; it listens to {known}")
-        if len(set(sizes.values())) != 1:
+        if len(set(sizes.values())) != 1:  # nothing said at all included: of how many clips?
             raise MicroMusicGenError(f"conditions for different numbers of clips: {sizes}")
         size = next(iter(sizes.values()))
         return {name: each.prepare(said.get(name, [None] * size)) for name, each in self._each()}
@@ -59,8 +74,8 @@ def is_ours(config: Mapping[str, Any]) -> bool:
     Raises:
         MicroMusicGenError: it names some of each.
     """
-    named = {name: each["model"] for name, each in _named(config).items()}
-    ours = {name for name, model in named.items() if model in conditioners}
+    named = {name: str(each["model"]) for name, each in _named(config).items()}
+    ours = {name for name, model in named.items() if model not in UPSTREAM}
     if ours and ours != set(named):
         others = ", ".join(f"{name} ({named[name]})" for name in sorted(set(named) - ours))
         raise MicroMusicGenError(f"{others}: audiocraft's conditioners can't be mixed with this project's; choose one")
@@ -71,13 +86,39 @@ def build_provider(config: Mapping[str, Any], surroundings: Surroundings) -> Con
     """Gives the conditioners of an LM config (as `lm.builder.lm_config` gives it), untrained, on the CPU.
 
     Raises:
-        MicroMusicGenError: an unknown conditioner, or one that can't be built.
+        MicroMusicGenError: an unknown conditioner, one that can't be built, or one that does not enter the network.
     """
-    made = {}
+    made: dict[str, Conditioner] = {}
     for name, each in _named(config).items():
         make = conditioners.get(str(each["model"]))
         made[name] = make(each.get(each["model"]) or {}, surroundings)
+    _check_fused(config, made)
     return ConditionProvider(made)
+
+
+def settled_config(config: Mapping[str, Any], provider: ConditionProvider) -> dict[str, Any]:
+    """Gives an LM config from which the same model is built without looking at text encoders: a release's."""
+    found = deepcopy(dict(config))
+    for name, each in _named(found).items():
+        conditioner = provider.conditioners[name]
+        assert isinstance(conditioner, Conditioner)
+        found["conditioners"][name][each["model"]] = {**(each.get(each["model"]) or {}), **conditioner.settled()}
+    return found
+
+
+def _check_fused(config: Mapping[str, Any], made: Mapping[str, Conditioner]) -> None:
+    fuser = config.get("fuser") or {}
+    fused = [str(name) for way in FUSED_BY for name in fuser.get(way) or ()]
+    if sorted(fused) != sorted(made):
+        raise MicroMusicGenError(
+            f"fuser.prepend, .cross and .sum name {', '.join(sorted(fused)) or 'nothing'}; "
+            f"expected each of the conditioners once: {', '.join(sorted(made))}"
+        )
+    for name in fuser.get("sum") or ():
+        if made[name].num_positions != 1:
+            raise MicroMusicGenError(
+                f"fuser.sum names {name}, which has {made[name].num_positions} positions; prepend it or attend to it"
+            )
 
 
 def _named(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

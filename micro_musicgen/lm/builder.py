@@ -6,6 +6,7 @@ The modules are audiocraft's own `LMModel`, so that weights move between the two
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micro_musicgen.contracts import LMSpec
@@ -14,6 +15,11 @@ from micro_musicgen.errors import MicroMusicGenError
 if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
+
+    from micro_musicgen.conditioners.provider import ConditionProvider
+
+FRAME_RATE = 50.0
+"""Codes a second of the published 32 kHz codec and of most that are trained here."""
 
 CONFIG_KEYS = (
     "lm_model",
@@ -53,37 +59,80 @@ def lm_spec(config: Mapping[str, Any]) -> LMSpec:
     )
 
 
-def build_lm(config: Mapping[str, Any], *, window_s: float, device: torch.device | str = "cpu") -> Any:
+def build_lm(
+    config: Mapping[str, Any],
+    *,
+    window_s: float,
+    device: torch.device | str = "cpu",
+    frame_rate: float = FRAME_RATE,
+    folder: Path | None = None,
+) -> Any:
     """Gives an untrained audiocraft `LMModel` (fp32) on `device`.
 
+    Its `condition_provider` is this project's where the config names its conditioners, and audiocraft's otherwise.
     config: as `lm_config` gives it. window_s: the trained window in seconds, which some conditioners size by.
+    frame_rate: of the codec, codes a second. folder: where relative paths in the config are looked up first.
 
     Raises:
-        MicroMusicGenError: the config names something that no builder knows.
+        MicroMusicGenError: the config names something that no builder knows, or a conditioner can't be built.
     """
+    from micro_musicgen.conditioners.provider import is_ours
     from micro_musicgen.upstream import audiocraft_module
 
+    # Before the network, which takes longer: its conditioners are what can be missing.
+    provider = _own_provider(config, device, frame_rate, folder) if is_ours(config) else None
+    upstreams = config if provider is None else {**config, "conditioners": None}
     try:
-        return audiocraft_module("models.builders").get_lm_model(_full_config(config, window_s, device))
+        model = audiocraft_module("models.builders").get_lm_model(_full_config(upstreams, window_s, device))
     except KeyError as error:
         raise MicroMusicGenError(f"cannot build the language model: {error.args[0]}") from error
+    if provider is not None:
+        model.condition_provider = provider
+    return model
 
 
-def build_condition_provider(config: Mapping[str, Any], *, window_s: float, device: torch.device | str = "cpu") -> Any:
-    """Gives audiocraft's condition provider alone, untrained: the language model around it may be a thousand times
-    as large.
+def build_condition_provider(
+    config: Mapping[str, Any],
+    *,
+    window_s: float,
+    device: torch.device | str = "cpu",
+    frame_rate: float = FRAME_RATE,
+    folder: Path | None = None,
+) -> Any:
+    """Gives the condition provider of `build_lm` alone, untrained: the language model around it may be a thousand
+    times as large.
 
     Raises:
-        MicroMusicGenError: the config names something that no builder knows.
+        MicroMusicGenError: the config names something that no builder knows, or a conditioner can't be built.
     """
+    from micro_musicgen.conditioners.provider import is_ours
     from micro_musicgen.upstream import audiocraft_module
 
+    if is_ours(config):
+        return _own_provider(config, device, frame_rate, folder)
     full = _full_config(config, window_s, device)
     builders = audiocraft_module("models.builders")
     try:
         return builders.get_conditioner_provider(full.transformer_lm.dim, full).to(device)
     except KeyError as error:
         raise MicroMusicGenError(f"cannot build the conditioners: {error.args[0]}") from error
+
+
+def _own_provider(
+    config: Mapping[str, Any], device: torch.device | str, frame_rate: float, folder: Path | None
+) -> ConditionProvider:
+    from micro_musicgen.conditioners.base import Surroundings
+    from micro_musicgen.conditioners.provider import build_provider
+
+    shape = config["transformer_lm"]
+    surroundings = Surroundings(
+        dim=int(shape["dim"]),
+        num_codebooks=int(shape["n_q"]),
+        card=int(shape["card"]),
+        frame_rate=frame_rate,
+        folder=folder,
+    )
+    return build_provider(config, surroundings).to(device)
 
 
 def _full_config(config: Mapping[str, Any], window_s: float, device: torch.device | str) -> DictConfig:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from micro_musicgen.conditioners.fusing import Fused
+from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.head_loss import head_losses
-from micro_musicgen.lm.training import pattern_sequence, position_table, training_plan
+from micro_musicgen.lm.training import NO_CONDITIONS, Plan, pattern_sequence, position_table, training_plan
 
 IGNORED = -100
 """The target of a position that the codebook pattern leaves without a prediction."""
@@ -30,20 +31,49 @@ def cross_entropy(logits: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor)
     return per_codebook / mask.sum(dim=(0, 2)).clamp(min=1)
 
 
-def code_losses(model: Any, codes: torch.Tensor, conditions: Mapping[str, Any] | None = None) -> torch.Tensor:
+def code_losses(model: Any, codes: torch.Tensor, conditions: Fused | None = None) -> torch.Tensor:
     """Gives the cross-entropy of each codebook in nats, [K], of codes [B, K, T] under an audiocraft `LMModel`.
 
     What `LMModel.compute_predictions` followed by upstream's loss gives, but read off the pattern's own steps: step s
-    predicts step s + 1, so that no logits need be mapped back to frames. conditions: audiocraft's condition tensors;
-    with any, and for a model that `lm.training` does not cover, `compute_predictions` itself is taken.
+    predicts step s + 1, so that no logits need be mapped back to frames; and padded conditions are not heard, where
+    upstream hears them. conditions: of B clips, `conditioners.fusing.fuse` gives them; None for nothing at all. A model
+    that `lm.training` does not cover goes through `compute_predictions` itself.
+
+    Raises:
+        MicroMusicGenError: the model is not covered and there are conditions, or it attends to conditions and there
+            are none, or the other way round, or they are for another number of clips.
     """
     plan = training_plan(model)
-    if plan.refusal or conditions:
-        output = model.compute_predictions(codes, [], condition_tensors=dict(conditions or {}))
+    conditions = conditions or NO_CONDITIONS
+    _check(model, plan, conditions, len(codes))
+    if plan.refusal:
+        output = model.compute_predictions(codes, [], condition_tensors={})
         return cross_entropy(output.logits, codes, output.mask)
     sequence, mask = pattern_sequence(model, codes)
     given, wanted, counts = sequence[..., :-1], sequence[..., 1:], mask[:, 1:]
     assert plan.hidden is not None
-    hidden = plan.hidden(model, given, position_table(model, given.shape[-1], codes.device))
+    places = position_table(model, conditions.prefix_length + given.shape[-1], codes.device)
+    hidden = plan.hidden(model, given, places, conditions)
     targets = wanted.masked_fill(~counts, IGNORED).transpose(0, 1).flatten(1)
     return head_losses(hidden, targets, model.linears)
+
+
+def _check(model: Any, plan: Plan, conditions: Fused, batch: int) -> None:
+    if conditions.rows not in (0, batch):
+        raise MicroMusicGenError(f"conditions of {conditions.rows} clips for a batch of {batch}; give one a clip")
+    if plan.refusal:
+        if conditions.rows:
+            raise MicroMusicGenError(
+                f"a language model with {plan.refusal} is not trained with conditions; change that in transformer_lm, "
+                "or train it without (conditioner=none)"
+            )
+        return
+    attends = model.transformer.layers[0].cross_attention is not None
+    if attends and conditions.cross is None:
+        raise MicroMusicGenError(
+            "this language model attends to conditions at every step and was given none; give the null condition"
+        )
+    if conditions.cross is not None and not attends:
+        raise MicroMusicGenError(
+            "this language model has no cross-attention; leave fuser.cross empty, or train it anew"
+        )

@@ -1,5 +1,5 @@
 """The pass through an audiocraft `LMModel` that training takes: the same function of the same parameters, in fewer and
-larger operations, over whole sequences and without conditions.
+larger operations, over whole sequences with their conditions.
 
 The module stays as it is, so that checkpoints, averages and optimisers see nothing new. A model that does more than is
 covered here goes through its own forward: see `Plan` for what is covered.
@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
+from micro_musicgen.conditioners.fusing import Fused, sin_embedding
 from micro_musicgen.lm.allocator import keep_freed_memory
+from micro_musicgen.lm.attention import cross_attention, cross_mask, dropped, prefix_mask, self_attention
 from micro_musicgen.upstream import audiocraft_module
 
-Hidden = Callable[[Any, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
+NO_CONDITIONS = Fused(rows=0)
+
+Hidden = Callable[[Any, torch.Tensor, "torch.Tensor | None", Fused], torch.Tensor]
 
 
 @dataclass
@@ -28,8 +31,9 @@ class Plan:
     """How one model is run in training. refusal: why it takes its own forward; empty when it is covered.
 
     Covered: audiocraft's LMModel on its own causal layers with all of the past in sight, normalised before or after,
-    with or without biases, layer scale, dropout, normalised queries and keys, sines, rope or xPos. Not covered:
-    cross-attention, shared keys and values, a limited past, checkpointing, FSDP, subclasses.
+    with or without biases, layer scale, dropout, normalised queries and keys, sines, rope or xPos, and conditions
+    before the sequence, attended to, or added. Not covered: shared keys and values, a limited past, checkpointing,
+    FSDP, subclasses.
     """
 
     refusal: str = ""
@@ -93,70 +97,68 @@ def position_table(model: Any, length: int, device: torch.device) -> torch.Tenso
     return _sines(length, model.dim, float(transformer.max_period), float(transformer.positional_scale), device)
 
 
-def hidden_states(model: Any, sequence: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+def hidden_states(
+    model: Any, sequence: torch.Tensor, places: torch.Tensor | None, conditions: Fused = NO_CONDITIONS
+) -> torch.Tensor:
     """Gives what the output heads of `model` see, [B * S, D], for pattern steps `sequence`, int64 [B, K, S].
 
-    places: what `position_table` gives for S.
+    places: what `position_table` gives for P + S, P being the positions before the sequence. conditions: of B rows.
     """
     batch, num_codebooks, _ = sequence.shape
     x = functional.embedding(sequence[:, 0], model.emb[0].weight)
     for k in range(1, num_codebooks):
         x = x + functional.embedding(sequence[:, k], model.emb[k].weight)
+    if conditions.added is not None:
+        x = x + conditions.added[:, None].to(x.dtype)
+    if conditions.prefix is not None:
+        x = torch.cat([conditions.prefix.to(x.dtype), x], dim=1)
     if places is not None:
         x = x + places.to(x.dtype)
+    valid, valid_cross = conditions.prefix_mask, conditions.cross_mask
+    mask = None if valid is None else prefix_mask(valid, x.shape[1], x.dtype)
+    mask_cross = None if valid_cross is None else cross_mask(valid_cross, x.dtype)
     x = x.flatten(0, 1)
     for layer in model.transformer.layers:
-        x = _layer(layer, x, batch)
+        x = _layer(layer, x, batch, mask, conditions.cross, mask_cross)
+    if conditions.prefix is not None:
+        x = torch.unflatten(x, 0, (batch, -1))[:, conditions.prefix_length :].flatten(0, 1)
     return x if model.out_norm is None else model.out_norm(x)
 
 
 @functools.lru_cache(maxsize=16)
 def _sines(length: int, dim: int, max_period: float, scale: float, device: torch.device) -> torch.Tensor:
-    """Gives cosines, then sines, of periods that grow from 2 pi to `max_period` times that, times `scale`."""
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32) / (half - 1)
-    phase = torch.arange(length, dtype=torch.float32)[:, None] / torch.tensor(max_period) ** exponents
-    return scale * torch.cat([phase.cos(), phase.sin()], dim=-1).to(device)
+    return scale * sin_embedding(length, dim, max_period).to(device)
 
 
-def _layer(layer: Any, x: torch.Tensor, batch: int) -> torch.Tensor:
-    """Gives rows [B * S, D] after one layer."""
+def _layer(
+    layer: Any,
+    x: torch.Tensor,
+    batch: int,
+    mask: torch.Tensor | None,
+    conditions: torch.Tensor | None,
+    condition_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Gives rows [B * (P + S), D] after one layer. conditions: [B, C, D], attended to."""
+    entered = x
     if layer.norm_first:
-        x = x + layer.layer_scale_1(_attention(layer, layer.norm1(x), batch))
+        x = x + layer.layer_scale_1(self_attention(layer, layer.norm1(x), batch, mask))
+        if conditions is not None:
+            heard = cross_attention(layer, layer.norm_cross(x), conditions, batch, condition_mask)
+            x = x + layer.layer_scale_cross(heard)
         x = x + layer.layer_scale_2(_feed_forward(layer, layer.norm2(x)))
     else:
-        x = layer.norm1(x + layer.layer_scale_1(_attention(layer, x, batch)))
+        x = layer.norm1(x + layer.layer_scale_1(self_attention(layer, x, batch, mask)))
+        if conditions is not None:
+            # audiocraft asks the conditions with what entered the layer, not with what left the attention.
+            heard = cross_attention(layer, entered, conditions, batch, condition_mask)
+            x = layer.norm_cross(x + layer.layer_scale_cross(heard))
         x = layer.norm2(x + layer.layer_scale_2(_feed_forward(layer, x)))
     return x
 
 
 def _feed_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    middle = _dropped(layer.activation(layer.linear1(x)), layer.dropout)
-    return _dropped(layer.linear2(middle), layer.dropout2)
-
-
-def _attention(layer: Any, x: torch.Tensor, batch: int) -> torch.Tensor:
-    held = layer.self_attn
-    own = held if held.custom else held.mha
-    heads, width = held.num_heads, held.embed_dim // held.num_heads
-    packed = functional.linear(x, own.in_proj_weight, own.in_proj_bias).view(batch, -1, 3, held.embed_dim)
-    q, k, v = packed.unbind(2)
-    if held.qk_layer_norm:
-        q, k = held.q_layer_norm(q), held.k_layer_norm(k)
-    q, k, v = (part.reshape(batch, -1, heads, width).transpose(1, 2) for part in (q, k, v))  # [B, H, S, D / H]
-    if held.rope is not None:
-        q, k = held.rope.rotate_qk(q, k, time_dim=2)
-    dtype = v.dtype
-    if held.attention_as_float32:
-        q, k, v = q.float(), k.float(), v.float()
-    dropout = held.dropout if layer.training else 0.0
-    seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout).to(dtype)
-    return _dropped(own.out_proj(seen.transpose(1, 2).flatten(2).flatten(0, 1)), layer.dropout1)
-
-
-def _dropped(x: torch.Tensor, dropout: nn.Dropout) -> torch.Tensor:
-    """Gives `x` after dropout; `x` itself where nothing is dropped, which saves a pass over memory."""
-    return dropout(x) if dropout.p and dropout.training else x
+    middle = dropped(layer.activation(layer.linear1(x)), layer.dropout)
+    return dropped(layer.linear2(middle), layer.dropout2)
 
 
 def _refusal(model: Any) -> str:
@@ -172,8 +174,6 @@ def _refusal(model: Any) -> str:
         if type(layer) is not transformers.StreamingTransformerLayer:
             return f"layers of class {type(layer).__name__}"
         held = layer.self_attn
-        if layer.cross_attention is not None:
-            return "cross-attention"
         if not held.causal or held.past_context is not None:
             return "attention that is not over all of the past"
         if held.kv_repeat != 1:

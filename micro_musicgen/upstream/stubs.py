@@ -1,16 +1,20 @@
 """Stand-ins for libraries that audiocraft imports at its top and that unconditional music never calls.
 
 They are handed to audiocraft's own import statements and to nobody else: `sys.modules` and `find_spec` don't know
-them, so that no other library takes a stand-in for the real thing. An installed library always wins.
+them, so that no other library takes a stand-in for the real thing. An installed library always wins: at once, or, where
+importing it takes seconds, when something of it is touched.
 """
 
 from __future__ import annotations
 
 import builtins
+import functools
+import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +24,7 @@ from micro_musicgen.patching import WrappedLoader, find_after
 MakeModule = Callable[[], ModuleType]
 _makers: dict[str, MakeModule] = {}
 _made: dict[str, ModuleType] = {}
+_later: set[str] = set()
 
 
 class _Touch(type):
@@ -53,9 +58,57 @@ class Stub(ModuleType):
         return made
 
 
-def serve(modules: Mapping[str, MakeModule]) -> None:
-    """Has audiocraft's imports of these names answered by the modules that are made, when nothing real is there."""
+class Later:
+    """Something of an installed module, which is imported when this is called, read, subclassed, or asked about.
+
+    Nothing is an instance of it before that: whoever made one would have imported the module.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self._later = (module, name)
+
+    def _real(self) -> Any:
+        module, name = self._later
+        return getattr(importlib.import_module(module), name)
+
+    def __getattr__(self, name: str) -> Any:
+        # What inspects an object (copy, pickle, doctest, typing) asks for such names and means no use.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._real(), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the real thing."""
+        return self._real()(*args, **kwargs)
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._real(),)
+
+    def __instancecheck__(self, instance: Any) -> bool:
+        return self._later[0] in sys.modules and isinstance(instance, self._real())
+
+    def __subclasscheck__(self, subclass: type) -> bool:
+        return self._later[0] in sys.modules and issubclass(subclass, self._real())
+
+
+class LaterModule(ModuleType):
+    """An installed module every public attribute of which is a `Later`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        made = Later(self.__name__, name)
+        setattr(self, name, made)
+        return made
+
+
+def serve(modules: Mapping[str, MakeModule], *, later: Iterable[str] = ()) -> None:
+    """Has audiocraft's imports of these names answered by the modules that are made, when nothing real is there.
+
+    later: names that are answered by a `LaterModule` when the real thing is there.
+    """
     _makers.update(modules)
+    _later.update(later)
     if not any(isinstance(finder, _StubFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _StubFinder())
 
@@ -66,6 +119,12 @@ def _stand_in(name: str) -> ModuleType:
     return _made[name]
 
 
+@functools.cache
+def _later_module(name: str) -> LaterModule | None:
+    """Gives the stand-in of an installed module; None when it isn't installed."""
+    return LaterModule(name) if importlib.util.find_spec(name) is not None else None
+
+
 def _import(
     name: str,
     globals: Mapping[str, Any] | None = None,
@@ -74,6 +133,8 @@ def _import(
     level: int = 0,
 ) -> ModuleType:
     """Imports as Python does; where that fails for want of a package that has a stand-in, gives the stand-in."""
+    if not level and name in _later and (found := _later_module(name)) is not None:
+        return found
     try:
         return builtins.__import__(name, globals, locals, fromlist, level)
     except ModuleNotFoundError as error:

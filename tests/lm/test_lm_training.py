@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures_models import CARD, attributes, lm_config, text_lm_config
+from fixtures_models import CARD, lm_config
 
 from micro_musicgen.lm import head_loss
 from micro_musicgen.lm.allocator import keep_freed_memory
@@ -129,20 +129,6 @@ def test_subclasses_are_left_to_upstream() -> None:
     model.__class__ = Other
     assert training_plan(model).refusal == "a Other"
     assert_same(model, some_codes())
-
-
-def test_conditions_are_left_to_upstream() -> None:
-    torch.manual_seed(0)
-    model = build_lm(text_lm_config(), window_s=1.0).eval()
-    assert training_plan(model).refusal == "cross-attention"
-    given = attributes(3)
-    for one in given:
-        one.text = {"description": "some words"}
-    conditions = model.condition_provider(model.condition_provider.tokenize(given))
-    codes = some_codes()
-    output = model.compute_predictions(codes, [], condition_tensors=conditions)
-    theirs = cross_entropy(output.logits, codes, output.mask)
-    torch.testing.assert_close(code_losses(model, codes, conditions), theirs)
 
 
 @pytest.mark.parametrize("changes", [{}, CUSTOM, {"attention_dropout": 0.0, "norm_first": False}])

@@ -67,6 +67,43 @@ def test_heavy_imports_are_stood_in_for_and_nobody_else_is_fooled(script: Any) -
     assert found["instance"] is False and found["getattr"] is False
 
 
+INSTALLED = """
+import sys
+import audiocraft.models, audiocraft.solvers
+from audiocraft.modules import conditioners
+before = "transformers" in sys.modules
+encoder = conditioners.T5EncoderModel
+print(before, isinstance(3, encoder), hasattr(encoder, "__wrapped__"), "transformers" in sys.modules)
+class Mine(encoder): pass
+print(encoder.KIND, encoder(2).size, Mine(3).size, isinstance(Mine(4), encoder), issubclass(Mine, encoder))
+import transformers
+print(Mine.__mro__[1] is transformers.T5EncoderModel)
+"""
+
+
+def test_an_installed_heavy_import_waits_until_it_is_touched(script: Any, tmp_path: Path) -> None:
+    """A stand-in for transformers itself, so that the test knows what it does and takes no seconds."""
+    (tmp_path / "transformers.py").write_text(
+        "class T5EncoderModel:\n    KIND = 't5'\n    def __init__(self, size): self.size = size\n", encoding="utf-8"
+    )
+    done = script(INSTALLED, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == ["False False False False", "t5 2 3 True True", "True"]
+
+
+@pytest.mark.slow
+def test_building_a_model_does_not_import_transformers(script: Any) -> None:
+    if find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    code = (
+        "import sys, audiocraft.models.builders as b\n"
+        "from audiocraft.modules.conditioners import T5Tokenizer\n"
+        "print('transformers' in sys.modules, T5Tokenizer.model_input_names, 'transformers' in sys.modules)"
+    )
+    done = script(code)
+    assert done.stdout.splitlines()[-1] == "False ['input_ids', 'attention_mask'] True", done.stderr
+
+
 @pytest.mark.slow
 def test_heavy_imports_give_way_to_what_is_installed(script: Any, tmp_path: Path) -> None:
     (tmp_path / "spacy.py").write_text("REAL = True\n", encoding="utf-8")
