@@ -109,8 +109,9 @@ class GenerationParams:
 
     duration_s: seconds a clip, in (0, 600]. temperature > 0, 1 is the model's own distribution. top_k: sample among
     the k likeliest codes, 0 for all. top_p: nucleus mass in [0, 1], 0 for off, wins over top_k. greedy: argmax.
-    cfg_coef: guidance, 1 is none. seed: None draws a fresh one. extend_stride_s: seconds that each window moves on
-    when a clip is longer than the trained window.
+    cfg_coef: guidance; 1 is none, 0 ignores the conditions. cfg_coef_audio: that of sounds, where text and sound are
+    guided apart; None for one coefficient of all. seed: None draws a fresh one. extend_stride_s: seconds that each
+    window moves on when a clip is longer than the trained window.
     """
 
     duration_s: float = 8.0
@@ -138,6 +139,9 @@ class GenerationParams:
             faults.append(f"top_k {self.top_k} must be 0 (all codes) or more")
         if not 0 <= self.top_p <= 1:
             faults.append(f"top_p {self.top_p:g} must lie in [0, 1]")
+        for name, coef in (("cfg_coef", self.cfg_coef), ("cfg_coef_audio", self.cfg_coef_audio)):
+            if coef is not None and not math.isfinite(coef):
+                faults.append(f"{name} {coef:g} must be a finite number; 1 is no guidance, 3 is usual")
         if self.extend_stride_s is not None and not self.extend_stride_s > 0:
             faults.append(f"extend_stride {self.extend_stride_s:g} s must be above 0")
         return faults

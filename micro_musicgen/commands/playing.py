@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 def generate(
     release: Annotated[str, typer.Argument(help="Release folder, run, data set name or Hub id.")],
-    num_clips: Annotated[int | None, typer.Option("-n", "--num", help="How many clips; 4 by default.")] = None,
+    num_clips: Annotated[
+        int | None,
+        typer.Option("-n", "--num", help="How many clips; by default one per --text or --audio-prompt, or 4."),
+    ] = None,
     duration: Annotated[float, typer.Option(help="Seconds a clip.")] = 8.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same files. Drawn when not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the WAV files; clips by default.")] = None,
@@ -33,7 +36,30 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Draw among codes of this total likelihood; 0 for off.")] = 0.0,
     prompt: Annotated[Path | None, typer.Option(help="An audio file to continue.")] = None,
     prompt_duration: Annotated[float, typer.Option(help="Seconds of the prompt to start from.")] = 2.0,
-    batch_size: Annotated[int, typer.Option(help="Clips made at once.")] = 8,
+    text: Annotated[
+        list[str] | None, typer.Option(help="What to play, in words. Repeat it for one clip each.", metavar="TEXT")
+    ] = None,
+    audio_prompt: Annotated[
+        list[Path] | None,
+        typer.Option(help="An audio file to sound like, without continuing it. Repeat it for one clip each."),
+    ] = None,
+    cfg: Annotated[
+        float | None,
+        typer.Option(
+            help="How closely to follow --text and --audio-prompt: 1 as trained, 0 not at all.  [default: model's]"
+        ),
+    ] = None,
+    cfg_audio: Annotated[
+        float | None, typer.Option(help="The same for --audio-prompt alone.  [default: as --cfg]")
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(help="Make so many of each clip and keep the one that fits --text best; needs --clap.")
+    ] = 1,
+    clap: Annotated[
+        str | None,
+        typer.Option(help="The CLAP model that scores clips by --text: a Hub id or a folder.", metavar="REF"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Clips, or candidates, made at once.")] = 8,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; found when not given.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 (the reference), fp16, bf16 or int8.")] = "auto",
     play: Annotated[bool, typer.Option("--play", help="Listen to one clip while it is made; no file.")] = False,
@@ -57,11 +83,14 @@ def generate(
         raise MicroMusicGenError(
             "--play and --stdout give one clip to one place; leave out -n, --out, --json and the other"
         )
+    if streams and (candidates != 1 or clap is not None):
+        raise MicroMusicGenError("candidates are compared when they are whole; leave out --play and --stdout")
+    told = max(len(text or ()), len(audio_prompt or ()))
     if at is not None:
         release = str(snapshots.snapshot(release, at, solver="musicgen"))
     request = ClipRequest(
         release=release,
-        num_clips=num_clips if num_clips is not None else 1 if streams else 4,
+        num_clips=num_clips if num_clips is not None else 1 if streams else told or 4,
         out=out or Path("clips"),
         duration_s=duration,
         seed=seed,
@@ -70,6 +99,12 @@ def generate(
         top_p=top_p,
         prompt=prompt,
         prompt_duration_s=prompt_duration,
+        texts=tuple(text or ()),
+        audio_prompts=tuple(audio_prompt or ()),
+        cfg_coef=cfg,
+        cfg_coef_audio=cfg_audio,
+        candidates=candidates,
+        clap=clap,
         batch_size=batch_size,
         device=device,
         precision=precision,
@@ -80,7 +115,7 @@ def generate(
         return
     with counting("generating") as progress:
         written = write_clips(request, progress=progress)
-    report(as_json, {"seed": written.seed, "files": [str(p) for p in written.files]}, written.lines())
+    report(as_json, written.plain(), written.lines())
 
 
 def _listen(request: ClipRequest, play: bool) -> None:

@@ -38,7 +38,8 @@ def export(
     from micro_musicgen.release.export import export as write
 
     folder = write(run, out, form=form, name=name, license_id=license_id, overwrite=overwrite)
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    held = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in held}
     lines = [f"{size / 1e6:10.2f} MB  {file}" for file, size in files.items()]
     lines += [
         f"release {folder}",

@@ -1,20 +1,21 @@
-"""What a caller hands to a model, checked and brought into the model's form: sounds to continue, texts, counts."""
+"""What a caller says to a model, checked and turned into what its network hears: texts, sounds, counts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 
-from micro_musicgen.audio.io import resample
-from micro_musicgen.conditioners.base import ConditionTensors
-from micro_musicgen.contracts import Codec
+from micro_musicgen.conditioners.audio_prompt import AudioPromptConditioner
+from micro_musicgen.conditioners.base import Conditioner as OneConditioner
+from micro_musicgen.conditioners.provider import ConditionProvider
+from micro_musicgen.engine.conditions import Heard
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.upstream import audiocraft_module
 
-if TYPE_CHECKING:
-    pass
+TEXT, SOUND = "description", "audio_prompt"
+"""Names under which models of this project listen to what is said in `generate`."""
 
 
 def check_count(num_samples: int) -> int:
@@ -28,84 +29,138 @@ def check_count(num_samples: int) -> int:
     return num_samples
 
 
-def prompt_codes(prompt: torch.Tensor, sample_rate: int, codec: Codec, *, num_frames: int) -> torch.Tensor:
-    """Gives the codes [B, K, T] of audio [B, C, L] or [C, L] that a clip of `num_frames` frames is to begin with.
+def checked_texts(descriptions: Sequence[str | None] | None, num_clips: int | None = None) -> list[str | None]:
+    """Gives one text per clip; None, and a text of nothing but spaces, is nothing said.
 
-    The audio is resampled and mixed to the codec's channels. What is left over after the last whole frame is cut off:
-    padded, it would end in a moment of silence that the model then continues.
+    num_clips: None where the texts say how many clips there are.
 
     Raises:
-        MicroMusicGenError: wrong axes, channels or rate, NaN, shorter than a frame, or not shorter than the clip.
+        MicroMusicGenError: not a list of texts, or more or fewer of them than clips.
     """
-    wav = _to_codec_format(_checked(prompt, sample_rate), sample_rate, codec)
-    frames = wav.shape[-1] // codec.hop_samples
-    if frames < 1:
-        raise MicroMusicGenError(
-            f"the prompt of {wav.shape[-1]} samples is shorter than one frame of {codec.hop_samples}; give a longer one"
-        )
-    if frames >= num_frames:
-        raise MicroMusicGenError(
-            f"the prompt of {frames / codec.frame_rate:g} s leaves nothing to add to a clip of "
-            f"{num_frames / codec.frame_rate:g} s; raise the duration or cut the prompt"
-        )
-    return codec.encode(wav[..., : frames * codec.hop_samples])
-
-
-def _checked(prompt: torch.Tensor, sample_rate: int) -> torch.Tensor:
-    wav = prompt[None] if prompt.dim() == 2 else prompt
-    if wav.dim() != 3 or not wav.is_floating_point():
-        kind = f"{tuple(prompt.shape)} {prompt.dtype}"
-        raise MicroMusicGenError(f"a prompt has the axes [B, C, L] or [C, L] and is float; got {kind}")
-    if wav.shape[1] not in (1, 2):
-        raise MicroMusicGenError(f"a prompt has 1 or 2 channels, got {wav.shape[1]} (axes are [B, C, L])")
-    if not wav.shape[0] or not wav.shape[2]:
-        raise MicroMusicGenError(
-            f"the prompt is empty: {tuple(prompt.shape)}; give audio, or generate without a prompt"
-        )
-    if not sample_rate > 0:
-        raise MicroMusicGenError(f"prompt sample rate {sample_rate} must be above 0 Hz")
-    if not wav.isfinite().all():
-        raise MicroMusicGenError("the prompt holds NaN or infinite samples; give clean audio")
-    return wav.detach()
-
-
-def _to_codec_format(wav: torch.Tensor, sample_rate: int, codec: Codec) -> torch.Tensor:
-    if wav.shape[1] != codec.channels:
-        wav = wav.mean(dim=1, keepdim=True).expand(-1, codec.channels, -1)
-    if sample_rate == codec.sample_rate:
-        return wav.float()
-    clips = [
-        [resample(channel.numpy(), sample_rate, codec.sample_rate) for channel in clip] for clip in wav.float().cpu()
-    ]
-    return torch.stack([torch.stack([torch.from_numpy(channel) for channel in clip]) for clip in clips])
+    if descriptions is None:
+        return [None] * (num_clips or 0)
+    if isinstance(descriptions, str):
+        raise MicroMusicGenError(f"descriptions is a list of texts, one per clip; write [{descriptions!r}]")
+    for text in descriptions:
+        if text is not None and not isinstance(text, str):
+            raise MicroMusicGenError(f"a description is a text or None, got {text!r}")
+    if num_clips is not None and len(descriptions) != num_clips:
+        raise MicroMusicGenError(f"{len(descriptions)} texts for {num_clips} clips; give one each (None for none)")
+    return [text if text and text.strip() else None for text in descriptions]
 
 
 class Conditioner(Protocol):
-    """Turns what a caller says into what the network hears."""
+    """Turns what a caller says into what the network hears.
 
-    def tensors(self, descriptions: Sequence[str | None]) -> tuple[ConditionTensors, ConditionTensors]:
-        """Gives the conditions of B clips, and those of B clips that nothing was said about."""
+    audio: names of conditions that are sounds; empty where audio prompts mean nothing to the model. sound_frames: codec
+    frames of a sound that it listens to at most, the first ones; None for all.
+    """
+
+    audio: frozenset[str]
+    sound_frames: int | None
+
+    def heard(self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None]) -> Heard:
+        """Gives the conditions of B clips, of texts and of codes [K, T], each possibly None.
+
+        Invariant: a clip's conditions don't depend on the other clips, padding apart.
+        """
 
 
 class Unconditioned:
     """For models that were trained without conditions."""
 
-    def tensors(self, descriptions: Sequence[str | None]) -> tuple[ConditionTensors, ConditionTensors]:
+    audio: frozenset[str] = frozenset()
+    sound_frames: int | None = None
+
+    def heard(self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None]) -> Heard:
         """Gives nothing.
 
         Raises:
             MicroMusicGenError: something was said.
         """
-        texts = [text for text in descriptions if text is not None]
-        if texts:
-            raise MicroMusicGenError(
-                f"this model was trained without text, so {texts[0]!r} means nothing to it; use generate_unconditional"
-            )
-        return {}, {}
+        _refuse(texts, sounds)
+        return Heard(conditional={}, null={})
+
+
+def _refuse(texts: Sequence[str | None] = (), sounds: Sequence[torch.Tensor | None] = ()) -> None:
+    """Refuses what was said to a model that can't hear it."""
+    said = [text for text in texts if text is not None]
+    if said:
+        raise MicroMusicGenError(
+            f"this model was trained without text, so {said[0]!r} means nothing to it; use generate_unconditional"
+        )
+    if any(sound is not None for sound in sounds):
+        raise no_sounds()
+
+
+def no_sounds() -> MicroMusicGenError:
+    """Gives what is said about audio prompts for a model that can't hear them."""
+    return MicroMusicGenError(
+        "this model was trained without audio prompts, so they mean nothing to it; leave them out, or have a sound go "
+        "on: generate_continuation (--prompt)"
+    )
+
+
+class OwnConditioner:
+    """This project's conditioners, trained with the model. Texts go to the condition `description`, sounds to
+    `audio_prompt`, or to the first one of that kind; conditions beyond these hear nothing.
+    """
+
+    def __init__(self, provider: ConditionProvider) -> None:
+        self.provider = provider
+        self.audio = frozenset(provider.names("audio"))
+        self.text_name = _main(provider.names("text"), TEXT)
+        self.sound_name = _main(provider.names("audio"), SOUND)
+        listener = provider.conditioners[self.sound_name] if self.sound_name else None
+        # What others make of a sound, and how long a one they hear, is theirs to say: they get the whole.
+        self.sound_frames = listener.num_positions if isinstance(listener, AudioPromptConditioner) else None
+
+    @torch.inference_mode()
+    def heard(self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None]) -> Heard:
+        """Gives the conditions, each thing said embedded alone and once.
+
+        Raises:
+            MicroMusicGenError: a text or a sound for a model that was trained without.
+        """
+        _refuse(() if self.text_name else texts, () if self.sound_name else sounds)
+        said = {self.text_name: texts, self.sound_name: sounds}
+        conditional, null = {}, {}
+        for name, each in self._each():
+            rows = list(_embedded(each, said.get(name, [None] * len(texts))))
+            conditional[name] = torch.cat([x for x, _ in rows]), torch.cat([mask for _, mask in rows])
+            null[name] = each.null(len(texts))
+        return Heard(conditional=conditional, null=null, audio=self.audio)
+
+    def _each(self) -> Iterator[tuple[str, OneConditioner]]:
+        for name, each in self.provider.conditioners.items():
+            assert isinstance(each, OneConditioner), name
+            yield name, each
+
+
+def _main(names: tuple[str, ...], usual: str) -> str | None:
+    return usual if usual in names else next(iter(names), None)
+
+
+def _embedded(
+    conditioner: OneConditioner, things: Sequence[str | torch.Tensor | None]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields embeddings [1, S, D] and mask [1, S] of each thing said.
+
+    One by one: an encoder's sums depend on the size of its batch, and a clip must not depend on its neighbours.
+    """
+    made: dict[str | int | None, tuple[torch.Tensor, torch.Tensor]] = {None: conditioner.null(1)}
+    for thing in things:
+        key = id(thing) if isinstance(thing, torch.Tensor) else thing
+        if key not in made:
+            made[key] = conditioner(conditioner.prepare([thing]))
+        yield made[key]
 
 
 class UpstreamConditioner:
     """audiocraft's conditioners, as they were trained with the model. Knows text."""
+
+    audio: frozenset[str] = frozenset()
+    sound_frames: int | None = None
 
     def __init__(self, provider: Any) -> None:
         known = set(provider.conditioners)
@@ -115,21 +170,22 @@ class UpstreamConditioner:
         self.names = sorted(known)
 
     @torch.inference_mode()
-    def tensors(self, descriptions: Sequence[str | None]) -> tuple[ConditionTensors, ConditionTensors]:
+    def heard(self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None]) -> Heard:
         """Gives the conditions, padded to the longest as audiocraft pads them: both halves together.
 
         Raises:
-            MicroMusicGenError: a text for a model that knows none, or a model that needs something else than text.
+            MicroMusicGenError: a text or sound for a model that knows none, or a model that needs something else.
         """
         if self.fault is not None:
             raise MicroMusicGenError(self.fault)
-        if "description" not in self.names:
-            Unconditioned().tensors(descriptions)
+        _refuse(() if TEXT in self.names else texts, sounds)
         attributes = audiocraft_module("modules.conditioners").ConditioningAttributes
         silent: dict[str, str | None] = dict.fromkeys(self.names)
-        said = [attributes(text={**silent, "description": text}) for text in descriptions]
-        unsaid = [attributes(text=dict(silent)) for _ in descriptions]
+        said = [attributes(text={**silent, TEXT: text}) for text in texts]
+        unsaid = [attributes(text=dict(silent)) for _ in texts]
         found = self.provider(self.provider.tokenize([*said, *unsaid]))
-        half = len(descriptions)
-        conditional = {name: (x[:half], mask[:half]) for name, (x, mask) in found.items()}
-        return conditional, {name: (x[half:], mask[half:]) for name, (x, mask) in found.items()}
+        half = len(texts)
+        return Heard(
+            conditional={name: (x[:half], mask[:half]) for name, (x, mask) in found.items()},
+            null={name: (x[half:], mask[half:]) for name, (x, mask) in found.items()},
+        )

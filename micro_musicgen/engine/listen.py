@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from micro_musicgen.audio.io import load_mono
-from micro_musicgen.engine.clips import ClipRequest, open_model
+from micro_musicgen.engine.clips import ClipRequest, open_model, read_sounds, said_about
 from micro_musicgen.errors import MicroMusicGenError
 
 CHUNK_S = 0.5
@@ -54,7 +54,8 @@ def stream_pcm(request: ClipRequest, open_sink: OpenSink, progress: Callable[[in
         wav = load_mono(request.prompt, model.sample_rate, duration_s=request.prompt_duration_s)
         prompt = torch.from_numpy(wav)[None, None]
     done, total = 0, model.num_frames * model.codec.hop_samples
-    chunks = model.stream(prompt=prompt, chunk_s=CHUNK_S)
+    said = said_about(request, range(1), read_sounds(request, model))
+    chunks = model.stream(prompt=prompt, chunk_s=CHUNK_S, **said)
     with open_sink(model.sample_rate) as sink:
         for chunk in chunks:
             sink(pcm_bytes(chunk))

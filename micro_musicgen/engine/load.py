@@ -1,6 +1,6 @@
 """From a reference to a model that plays, by the shortest way: files to buffers, without audiocraft or config tools.
 
-Models with conditions are the exception: audiocraft's conditioners come from audiocraft.
+Models with audiocraft's conditioners are the exception: those come from audiocraft.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from micro_musicgen.conditioners.provider import ConditionProvider
 from micro_musicgen.engine.codec import codec_of_parts
-from micro_musicgen.engine.inputs import Conditioner, UpstreamConditioner
+from micro_musicgen.engine.inputs import Conditioner, OwnConditioner, UpstreamConditioner
 from micro_musicgen.lm.builder import lm_spec
 from micro_musicgen.release.load import build_conditioners, check_fit
 from micro_musicgen.release.source import ModelParts, read_parts
@@ -41,13 +42,14 @@ def load_player(
         device=device,
         precision=precision,
         mode=mode,
-        conditioner=_conditioner(found, device),
+        conditioner=_conditioner(found, device, codec.frame_rate),
         shapes=found.shapes,
         source=found.source,
     )
 
 
-def _conditioner(found: ModelParts, device: torch.device) -> Conditioner | None:
+def _conditioner(found: ModelParts, device: torch.device, frame_rate: float) -> Conditioner | None:
     if not found.lm["conditioners"]:
         return None
-    return UpstreamConditioner(build_conditioners(found).to(device))
+    provider = build_conditioners(found, frame_rate=frame_rate).to(device)
+    return OwnConditioner(provider) if isinstance(provider, ConditionProvider) else UpstreamConditioner(provider)

@@ -34,7 +34,7 @@ class Runner:
         self.mode = mode
         self._plans: dict[int, SequencePlan] = {}
         self._buffers: tuple[LMState, Sequences] | None = None
-        self._fixed: dict[tuple[GenerationParams, bool], FixedStep] = {}
+        self._fixed: dict[tuple[GenerationParams, tuple[float, ...]], FixedStep] = {}
 
     @property
     def warm_up_s(self) -> float:
@@ -72,19 +72,20 @@ class Runner:
         *,
         prompt: torch.Tensor | None = None,
         conditions: Fused = NO_CONDITIONS,
-        guided: bool = False,
+        coefs: tuple[float, ...] = (),
         least_frames: int = 0,
         rolling_steps: int | None = None,
     ) -> Iterator[tuple[int, Sequences]]:
         """Yields after each step (leading frames that are complete, the sequences), to be read before going on.
 
-        chance: [B, K, num_frames]. conditions: of B rows, or 2 B when guided, conditional before null. least_frames:
-        make room for so many, so that the buffers serve longer clips too. rolling_steps: hear only the last so many.
+        chance: [B, K, num_frames]. conditions: of B rows a branch, see `conditions.Rows`; coefs: between the branches.
+        least_frames: make room for so many, so that the buffers serve longer clips too. rolling_steps: hear only the
+        last so many.
         """
         plan = self.plan(num_frames)
-        state, sequences = self._prepare(plan, chance, conditions, guided, least_frames, rolling_steps)
+        state, sequences = self._prepare(plan, chance, conditions, coefs, least_frames, rolling_steps)
         sequences.begin(plan, prompt, chance)
-        step = Step(state, sequences, params, guided=guided)
+        step = Step(state, sequences, params, coefs=coefs)
         first = plan.first_step(0 if prompt is None else prompt.shape[-1])
         prefix, window = state.prefix_length, rolling_steps or self._context()
         if first > 1 or prefix:
@@ -103,7 +104,7 @@ class Runner:
         plan: SequencePlan,
         chance: torch.Tensor,
         conditions: Fused,
-        guided: bool,
+        coefs: tuple[float, ...],
         least_frames: int,
         rolling_steps: int | None,
     ) -> tuple[LMState, Sequences]:
@@ -111,7 +112,7 @@ class Runner:
         num_steps = max(plan.num_steps, self.plan(least_frames).num_steps if least_frames else 0)
         positions = conditions.prefix_length + num_steps
         slots = 2 * rolling_steps if rolling_steps else positions
-        state, sequences = self._room(num_clips, num_clips * (1 + guided), slots, positions)
+        state, sequences = self._room(num_clips, num_clips * (1 + len(coefs)), slots, positions)
         state.begin(conditions)
         return state, sequences
 
@@ -131,7 +132,7 @@ class Runner:
             return roll_and_step
         if self.mode == "eager" or cursor.window is not None:
             return lambda: step(cursor)
-        key = (step.params.updated(seed=None, duration_s=1.0), step.guided)
+        key = (step.params.updated(seed=None, duration_s=1.0), step.coefs)
         if key not in self._fixed:
             self._fixed[key] = FixedStep(step, self.mode)
         fixed = self._fixed[key]

@@ -38,14 +38,16 @@ class LMState:
         self.cross_mask: torch.Tensor | None = None
         self.added: torch.Tensor | None = None
         self.prefix_length = 0
+        self._crossed: Fused | None = None
 
     @staticmethod
-    def num_bytes(network: Network, rows: int, num_slots: int) -> int:
-        """Gives the memory that keys and values will take."""
+    def num_bytes(network: Network, rows: int, num_slots: int, cross_length: int = 0) -> int:
+        """Gives the memory that keys and values will take, of conditions too."""
         arch = network.arch
-        slots = round_up(num_slots, KEY_MULTIPLE) + KEY_MULTIPLE
+        slots = (round_up(num_slots, KEY_MULTIPLE) + KEY_MULTIPLE) * arch.num_kv_heads
+        crossed = round_up(cross_length, KEY_MULTIPLE) * arch.num_heads
         each = torch.finfo(network.dtype).bits // 8
-        return 2 * arch.num_layers * rows * arch.num_kv_heads * arch.head_dim * slots * each
+        return 2 * arch.num_layers * rows * arch.head_dim * (slots + crossed) * each
 
     def begin(self, conditions: Fused) -> None:
         """Forgets everything and takes in the conditions; the prefix itself is read by the first `Reading`."""
@@ -62,8 +64,9 @@ class LMState:
             self.added = _kept(self.added, F.pad(conditions.added, (0, 0, 0, self.padded_rows - self.rows)))
         if conditions.cross is None:
             self.cross, self.cross_mask = [], None
-        else:
+        elif conditions is not self._crossed:  # the windows of one generation share them
             self._take_cross(conditions.cross, conditions.cross_mask)
+        self._crossed = conditions
 
     def _take_cross(self, cross: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Computes every layer's keys and values of conditions [rows, S, D], once."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from micro_musicgen.conditioners.fusing import Fused
 from micro_musicgen.contracts import GenerationParams
+from micro_musicgen.engine.conditions import guided_logits
 from micro_musicgen.engine.cursor import Cursor, round_up
 from micro_musicgen.engine.sampler import draw_checked
 from micro_musicgen.engine.sequences import Sequences
@@ -15,18 +16,22 @@ from micro_musicgen.engine.transformer_lm import Network
 
 
 class Step:
-    """Moves `sequences` on, with what `state` remembers. guided: rows are conditional ones before null ones."""
+    """Moves `sequences` on, with what `state` remembers. coefs: of guidance, between the branches that rows are."""
 
-    def __init__(self, state: LMState, sequences: Sequences, params: GenerationParams, *, guided: bool) -> None:
+    def __init__(
+        self, state: LMState, sequences: Sequences, params: GenerationParams, *, coefs: tuple[float, ...] = ()
+    ) -> None:
         self.network: Network = state.network
         self.state = state
         self.sequences = sequences
         self.params = params
-        self.guided = guided
+        self.coefs = coefs
         arch, device = self.network.arch, self.network.device
         self.first_rows = torch.arange(arch.num_codebooks, device=device) * (arch.card + 1)
         self.tokens = torch.zeros(state.padded_rows, arch.num_codebooks, dtype=torch.int64, device=device)
-        self.clip_tokens = self.tokens[: len(sequences.codes)]
+        self.num_clips = len(sequences.codes)
+        self.clip_tokens = self.tokens[: self.num_clips]
+        self.other_tokens = self.tokens[self.num_clips : (1 + len(coefs)) * self.num_clips]
 
     def __call__(self, cursor: Cursor) -> None:
         """Draws the codes of the step after the cursor's and moves on."""
@@ -36,10 +41,9 @@ class Step:
     def logits(self, cursor: Cursor) -> torch.Tensor:
         """Gives fp32 logits [padded rows, K, card] of what follows the present step."""
         state, network = self.state, self.network
-        num_clips = len(self.sequences.codes)
         torch.add(cursor.take(self.sequences.codes, 2), self.first_rows, out=self.clip_tokens)
-        if self.guided:
-            self.tokens[num_clips : 2 * num_clips] = self.clip_tokens
+        if self.coefs:
+            self.other_tokens.view(len(self.coefs), *self.clip_tokens.shape).copy_(self.clip_tokens)
         cursor.open_slot(state.mask)
         x = embed(network, self.tokens)
         if state.tables.sin is not None:
@@ -68,20 +72,15 @@ class Step:
 
     def _read_rows(self, rows: slice, length: int, conditions: Fused) -> torch.Tensor:
         """Gives the last block's output [rows, D] at the last position."""
-        codes = self.sequences.codes[..., :length]
-        if self.guided:
-            codes = torch.cat([codes, codes])
+        codes = self.sequences.codes[..., :length].repeat(1 + len(self.coefs), 1, 1)
         out = read_positions(self.network, self.state, rows, codes[rows], conditions)
         return out[:, -1]
 
     def draw(self, logits: torch.Tensor, cursor: Cursor) -> None:
         """Writes the codes drawn from `logits` into the step after the cursor's."""
         sequences = self.sequences
-        num_clips = len(sequences.codes)
-        if self.guided:
-            null = logits[num_clips : 2 * num_clips]
-            logits = null + self.params.cfg_coef * (logits[:num_clips] - null)
-        drawn, health = draw_checked(logits[:num_clips], self.params, cursor.take(sequences.chance, 2, 1))
+        logits = guided_logits(logits, self.coefs, self.num_clips)
+        drawn, health = draw_checked(logits, self.params, cursor.take(sequences.chance, 2, 1))
         sequences.health.add_(health)
         is_open = cursor.take(sequences.is_open, 1, 1)
         cursor.put(sequences.codes, 2, torch.where(is_open, drawn, cursor.take(sequences.codes, 2, 1)), 1)

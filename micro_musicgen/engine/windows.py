@@ -51,7 +51,10 @@ def windows(window_s: float, frame_rate: float, stride_s: float | None, *, can_r
 
 @dataclass(frozen=True, kw_only=True)
 class CodeRequest:
-    """Codes to make. prompt: codes [B, K, T] to begin with, T < num_frames. conditions: of B rows, 2 B when guided."""
+    """Codes to make. prompt: codes [B, K, T] to begin with, T < num_frames. conditions: of B rows a branch.
+
+    coefs: between the branches of guidance, see `conditions.Rows`.
+    """
 
     params: GenerationParams
     generators: Sequence[torch.Generator]
@@ -59,7 +62,7 @@ class CodeRequest:
     shape: Windows
     prompt: torch.Tensor | None = None
     conditions: Fused = NO_CONDITIONS
-    guided: bool = False
+    coefs: tuple[float, ...] = ()
 
     @property
     def prompt_frames(self) -> int:
@@ -130,7 +133,7 @@ def _window(
         chance,
         prompt=known,
         conditions=request.conditions,
-        guided=request.guided,
+        coefs=request.coefs,
         least_frames=0 if rolls else min(request.shape.window, request.num_frames),
         rolling_steps=runner.plan(request.shape.window).num_steps if rolls else None,
     )

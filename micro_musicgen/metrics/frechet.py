@@ -15,15 +15,25 @@ Array = npt.NDArray[np.float64]
 def frechet_distance(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     """Gives the squared Frechet (2-Wasserstein) distance of Gaussians fitted to embeddings [N, D] and [M, D].
 
-    |mean - mean|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), never below 0. It falls as sets grow: compare sets of one size.
+    See `gaussian_distance`. It falls as sets grow: compare sets of one size.
 
     Raises:
         MicroMusicGenError: fewer than two embeddings, another width, or a number that is not finite.
     """
-    mean_a, root_a = _moments(first)
-    mean_b, root_b = _moments(second)
+    return gaussian_distance(*moments(first), *moments(second))
+
+
+def gaussian_distance(mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array) -> float:
+    """Gives |mean - mean|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of means [D] and covariances [D, D], never below 0.
+
+    Singular covariances, which fewer embeddings than dimensions have, are no trouble.
+
+    Raises:
+        MicroMusicGenError: the widths differ.
+    """
     if mean_a.shape != mean_b.shape:
         raise MicroMusicGenError(f"embeddings of width {mean_a.size} and {mean_b.size} cannot be compared")
+    root_a, root_b = _root(covariance_a), _root(covariance_b)
     # With A = Ra Ra and B = Rb Rb the cross term tr((A^1/2 B A^1/2)^1/2) is the nuclear norm of Ra Rb. Singular values
     # are never negative nor complex, unlike the eigenvalues of A B, and keep their digits for singular covariances.
     cross = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
@@ -31,16 +41,41 @@ def frechet_distance(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     return max(0.0, float(apart + np.square(root_a).sum() + np.square(root_b).sum() - 2 * cross))
 
 
-def _moments(embeddings: npt.ArrayLike) -> tuple[Array, Array]:
-    """Gives mean [D] and the symmetric square root [D, D] of the covariance."""
+def checked_rows(embeddings: npt.ArrayLike, at_least: int) -> Array:
+    """Gives embeddings [N, D] in float64.
+
+    Raises:
+        MicroMusicGenError: other axes, fewer than `at_least`, or a number that is not finite.
+    """
     values = np.asarray(embeddings, dtype=np.float64)
-    if values.ndim != 2 or len(values) < 2:
-        raise MicroMusicGenError(f"embeddings of shape {values.shape} are too few; give [N, D] with N of 2 or more")
+    if values.ndim != 2 or len(values) < at_least or not values.shape[1]:
+        raise MicroMusicGenError(
+            f"embeddings of shape {values.shape} are too few; give [N, D] with N of {at_least} or more"
+        )
     if not np.isfinite(values).all():
         raise MicroMusicGenError("embeddings hold NaN or infinity; check the clips that they come from")
-    covariance = np.atleast_2d(np.cov(values, rowvar=False))
+    return values
+
+
+def moments(embeddings: npt.ArrayLike) -> tuple[Array, Array]:
+    """Gives mean [D] and covariance [D, D] (over N - 1) of embeddings [N, D], in float64.
+
+    Raises:
+        MicroMusicGenError: fewer than two embeddings, other axes, or a number that is not finite.
+    """
+    values = checked_rows(embeddings, 2)
+    mean = values.mean(axis=0)
+    centred = values - mean
+    return mean, centred.T @ centred / (len(values) - 1)
+
+
+def _root(covariance: Array) -> Array:
+    """Gives the symmetric square root [D, D]; eigenvalues that are rounding errors, of either sign, count as 0."""
     power, axes = np.linalg.eigh(covariance)
-    return values.mean(axis=0), (axes * np.sqrt(power.clip(min=0))) @ axes.T
+    # A zero that came out as 1e-16 has a root of 1e-8, and a singular covariance has many of them.
+    rounding = len(power) * np.finfo(np.float64).eps * np.abs(power).max()
+    root: Array = (axes * np.sqrt(np.where(power > rounding, power, 0.0))) @ axes.T
+    return root
 
 
 def codec_embeddings(codec: Codec, wav: torch.Tensor) -> Array:

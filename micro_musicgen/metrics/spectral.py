@@ -49,6 +49,18 @@ def spectral_convergence(estimate: torch.Tensor, reference: torch.Tensor) -> flo
     return error / size if size else (float("inf") if error else 0.0)
 
 
+def log_magnitude_error(estimate: torch.Tensor, reference: torch.Tensor) -> float:
+    """Gives the mean distance of the natural logs of two magnitude spectrograms, every frequency alike.
+
+    Both mono [B, 1, L]. 0 for equal clips; a gain g everywhere gives |ln g|. Any level, silence included, is finite.
+
+    Raises:
+        MicroMusicGenError: the shapes differ.
+    """
+    found, wanted = (torch.log(magnitudes(wav, MEL) + FLOOR) for wav in _pair(estimate, reference))
+    return float((found - wanted).abs().mean())
+
+
 def si_sdr(estimate: torch.Tensor, reference: torch.Tensor) -> float:
     """Gives the scale-invariant signal-to-distortion ratio in dB, averaged over the clips [B, 1, L].
 

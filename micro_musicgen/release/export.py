@@ -15,11 +15,12 @@ from micro_musicgen.codec import codebooks
 from micro_musicgen.codec import parts as codec_parts
 from micro_musicgen.codec.parts import CodecParts
 from micro_musicgen.codec.resolve import build_encodec
+from micro_musicgen.conditioners.provider import is_ours
 from micro_musicgen.contracts import LMSpec, ReleaseConfig
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.lm.builder import lm_spec
+from micro_musicgen.lm.builder import FRAME_RATE, lm_spec
 from micro_musicgen.registry import Registry
-from micro_musicgen.release import provenance
+from micro_musicgen.release import encoders, provenance
 from micro_musicgen.release.card import CardFacts, render_card
 from micro_musicgen.release.load import build_model, check_fit
 from micro_musicgen.release.source import AUDIOCRAFT_FILES, CARD_FILE, LM_WEIGHTS, MICRO_FILES, ModelParts, read_parts
@@ -93,7 +94,8 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
     held = {path.name for path in out.iterdir()}
     if not held:
         return
-    is_release = bool(held & {codec_parts.CONFIG_FILE, LM_PACKAGE}) and held <= {*MICRO_FILES, *AUDIOCRAFT_FILES}
+    known = {*MICRO_FILES, encoders.FOLDER, *AUDIOCRAFT_FILES}
+    is_release = bool(held & {codec_parts.CONFIG_FILE, LM_PACKAGE}) and held <= known
     if not is_release:
         raise MicroMusicGenError(f"{out} is not empty and is no release, so it is left alone; name another folder")
     if not overwrite:
@@ -104,12 +106,12 @@ def _collect(found: ModelParts, name: str) -> Export:
     """Builds everything once, so that nothing is released that would not load."""
     codec = found.codec()
     spec = lm_spec(found.lm)
-    lm = build_model(found)
-    num_codec_parameters = None
+    num_codec_parameters, frame_rate = None, FRAME_RATE
     if codec.pretrained is None:
         built = build_encodec(codec)
         check_fit(spec, built, found, codec)
-        num_codec_parameters = sum(p.numel() for p in built.model.parameters())
+        num_codec_parameters, frame_rate = sum(p.numel() for p in built.model.parameters()), built.frame_rate
+    lm = build_model(found, frame_rate=frame_rate)
     return Export(
         name=name,
         parts=found,
@@ -124,17 +126,22 @@ def _collect(found: ModelParts, name: str) -> Export:
 
 @forms.register("micro")
 def write_micro(found: Export, folder: Path) -> None:
-    """Fills `folder` with `config.json`, `model.safetensors` and, unless it goes by name, `codec.safetensors`."""
+    """Fills `folder` with `config.json`, `model.safetensors` and, unless they go by name, `codec.safetensors` and
+    `text_encoder/`.
+    """
+    lm, encoder = encoders.released(found.parts.lm, found.parts.source)
     weights.write_weights(folder / LM_WEIGHTS, found.lm_state)
     if found.codec.pretrained is None:
         weights.write_weights(folder / codec_parts.WEIGHTS_FILE, found.codec.state)
     hashes = {path.name: storage.file_hash(path) for path in sorted(folder.iterdir())}
+    if encoder is not None:
+        hashes |= encoders.copy_encoder(encoder, folder)
     config = ReleaseConfig(
         name=found.name,
-        lm=found.parts.lm,
+        lm=lm,
         codec=found.codec.config,
         codec_reference=found.codec.pretrained,
-        conditioners=found.parts.lm["conditioners"] or {},
+        conditioners=lm["conditioners"] or {},
         sample_rate=found.parts.sample_rate,
         window_s=found.parts.window_s,
         hashes=hashes,
@@ -155,6 +162,12 @@ def write_audiocraft(found: Export, folder: Path) -> None:
 
     `conditioners: {}` instead of null, which audiocraft's own loader trips over, so that no patch is needed for it.
     """
+    if is_ours(found.parts.lm):
+        kinds = sorted({str(each["model"]) for each in found.parts.lm["conditioners"].values()})
+        raise MicroMusicGenError(
+            f"audiocraft has no conditioner {' or '.join(kinds)}, so it could not load this model; "
+            "export with --format micro"
+        )
     config = {
         **found.parts.lm,
         "conditioners": found.parts.lm["conditioners"] or {},

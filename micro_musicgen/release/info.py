@@ -13,6 +13,7 @@ from micro_musicgen.codec import parts as codec_parts
 from micro_musicgen.codec.parts import CodecParts
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import lm_spec
+from micro_musicgen.release import encoders
 from micro_musicgen.release.source import ModelParts, read_parts
 from micro_musicgen.upstream.packages import CODEC_PACKAGE, LM_PACKAGE, read_package
 
@@ -32,7 +33,8 @@ def describe(reference: str | Path) -> dict[str, Any]:
         return {"kind": "codec", "where": codec.source, **_codec_facts(codec)}
     parts = read_parts(reference)
     return {"kind": "language model", "form": _form(parts), "name": parts.name, "where": parts.source,
-            **_lm_facts(parts), **_prefixed("codec", _codec_of(parts)), **_origin(parts.provenance)}  # fmt: skip
+            **_lm_facts(parts), **_prefixed("conditions", encoders.described(parts.lm)),
+            **_prefixed("codec", _codec_of(parts)), **_origin(parts.provenance)}  # fmt: skip
 
 
 def _codec_at(path: Path) -> CodecParts | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,16 @@ from micro_musicgen.codec.parts import CodecParts
 from micro_musicgen.codec.resolve import build_codec
 from micro_musicgen.contracts import Codec, LMSpec
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.lm.builder import build_condition_provider, build_lm, lm_spec
+from micro_musicgen.lm.builder import FRAME_RATE, build_condition_provider, build_lm, lm_spec
 from micro_musicgen.lm.fit import differences
 from micro_musicgen.release.source import ModelParts, read_parts
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+BUILT_EMPTY = ("text", "audio_prompt")
+"""Conditioners that can be built on torch's meta device: all of their tensors are weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +50,9 @@ def load_release(reference: str | Path, device: torch.device | str = "cpu") -> L
         MicroMusicGenError: a file is damaged or was changed, or codec and LM don't fit.
     """
     found = read_parts(reference)
-    lm = build_model(found)
     codec_parts = found.codec()
     codec = build_codec(codec_parts, device)
+    lm = build_model(found, frame_rate=codec.frame_rate)
     spec = lm_spec(found.lm)
     check_fit(spec, codec, found, codec_parts)
     return LoadedRelease(
@@ -56,44 +60,62 @@ def load_release(reference: str | Path, device: torch.device | str = "cpu") -> L
     )
 
 
-def build_model(found: ModelParts) -> nn.Module:
-    """Gives the language model made of `found`, on the CPU.
+def build_model(found: ModelParts, *, frame_rate: float = FRAME_RATE) -> nn.Module:
+    """Gives the language model made of `found`, on the CPU. frame_rate: of its codec.
 
     Raises:
         MicroMusicGenError: weights and config don't belong together.
     """
     weights.check_depths(found.lm, found.shapes, source=found.source)
-    if found.lm["conditioners"]:
-        return _build_conditioned(found)
-    return weights.fill_module(
-        lambda device: build_lm(found.lm, window_s=found.window_s, device=device),
-        found.read_lm,
-        found.shapes,
-        source=found.source,
-    )
+
+    def build(device: str) -> nn.Module:
+        made: nn.Module = build_lm(found.lm, window_s=found.window_s, device=device, frame_rate=frame_rate)
+        return made
+
+    return _filled(build, found.lm, found.read_lm, found.shapes, found.source)
 
 
-def _build_conditioned(found: ModelParts) -> nn.Module:
-    """Builds with real memory: conditioners load models of their own while they are built, which meta would undo."""
-    model: nn.Module = build_lm(found.lm, window_s=found.window_s)
-    weights.check_shapes(model, found.shapes, source=found.source)
-    model.load_state_dict(found.read_lm())
-    return model.eval()
-
-
-def build_conditioners(found: ModelParts) -> Any:
-    """Gives audiocraft's condition provider with the weights in `found`, on the CPU.
+def build_conditioners(found: ModelParts, *, frame_rate: float = FRAME_RATE) -> Any:
+    """Gives the condition provider (this project's, or audiocraft's) with the weights in `found`, on the CPU.
 
     Raises:
-        MicroMusicGenError: weights and config don't belong together.
+        MicroMusicGenError: weights and config don't belong together, or a conditioner can't be built.
     """
-    provider = build_condition_provider(found.lm, window_s=found.window_s)
     prefix = "condition_provider."
     shapes = {name.removeprefix(prefix): shape for name, shape in found.shapes.items() if name.startswith(prefix)}
-    weights.check_shapes(provider, shapes, source=found.source)
-    state = found.read_lm()
-    provider.load_state_dict({name: state[prefix + name] for name in shapes})
-    return provider.eval()
+
+    def build(device: str) -> nn.Module:
+        made: nn.Module = build_condition_provider(
+            found.lm, window_s=found.window_s, device=device, frame_rate=frame_rate
+        )
+        return made
+
+    def read() -> dict[str, torch.Tensor]:
+        state = found.read_lm()
+        return {name: state[prefix + name] for name in shapes}
+
+    return _filled(build, found.lm, read, shapes, found.source)
+
+
+def _filled(
+    build: Callable[[str], nn.Module],
+    lm: Mapping[str, Any],
+    read: Callable[[], Mapping[str, torch.Tensor]],
+    shapes: weights.Shapes,
+    source: str,
+) -> nn.Module:
+    """Builds with real memory where conditioners load models of their own while they are built, which meta would undo;
+    this project's don't.
+    """
+    conditioners = [
+        each["model"] for each in (lm["conditioners"] or {}).values() if isinstance(each, Mapping) and "model" in each
+    ]
+    if all(model in BUILT_EMPTY for model in conditioners):
+        return weights.fill_module(build, read, shapes, source=source)
+    model = build("cpu")
+    weights.check_shapes(model, shapes, source=source)
+    model.load_state_dict(read())
+    return model.eval()
 
 
 def check_fit(spec: LMSpec, codec: Codec, found: ModelParts, codec_parts: CodecParts) -> None:

@@ -16,7 +16,7 @@ from micro_musicgen.codec.parts import CONFIG_FILE, CodecParts
 from micro_musicgen.codec.resolve import read_codec
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
 from micro_musicgen.lm.builder import lm_config
-from micro_musicgen.release import provenance
+from micro_musicgen.release import encoders, provenance
 from micro_musicgen.upstream.packages import CODEC_PACKAGE, LM_PACKAGE, plain_note, read_package
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LM_WEIGHTS = "model.safetensors"
 CARD_FILE = "README.md"
 MICRO_FILES = (CONFIG_FILE, LM_WEIGHTS, codec_parts.WEIGHTS_FILE, CARD_FILE)
+MICRO_PATTERNS = (*MICRO_FILES, *encoders.FILES)
+"""All that a release folder of ours may hold."""
 AUDIOCRAFT_FILES = (LM_PACKAGE, CODEC_PACKAGE, CARD_FILE)
 
 
@@ -32,7 +34,8 @@ AUDIOCRAFT_FILES = (LM_PACKAGE, CODEC_PACKAGE, CARD_FILE)
 class ModelParts:
     """A model as plain data. Invariant: `shapes` are those of what `read_lm` gives.
 
-    source: where it was read from, for messages. lm: as `lm_config` gives it. codec: reads the codec.
+    source: where it was read from, for messages. lm: as `lm_config` gives it; text encoders by Hub id or path. codec:
+    reads the codec.
     """
 
     source: str
@@ -74,7 +77,7 @@ def fetch(repo_id: str) -> Path:
     """
     config = hub_client.download_file(repo_id, CONFIG_FILE)
     if config is not None and codec_parts.is_release(config.parent):
-        return hub_client.download_folder(repo_id, MICRO_FILES)
+        return hub_client.download_folder(repo_id, MICRO_PATTERNS)
     folder = hub_client.download_folder(repo_id, AUDIOCRAFT_FILES)
     if not (folder / LM_PACKAGE).is_file():
         raise MissingFileError(
@@ -94,11 +97,12 @@ def _from_folder(folder: Path, *, name: str) -> ModelParts:
 def _from_release(folder: Path) -> ModelParts:
     config = codec_parts.read_release_config(folder)
     path = codec_parts.checked_file(folder, LM_WEIGHTS, config)
+    shapes = weights.read_shapes(path)
     return ModelParts(
         source=str(path),
         name=config.name,
-        lm=config.lm,
-        shapes=weights.read_shapes(path),
+        lm=encoders.with_widths(encoders.placed(config, folder), shapes),
+        shapes=shapes,
         read_lm=lambda: weights.LazyWeights(path),
         codec=lambda: codec_parts.from_release(folder),
         sample_rate=config.sample_rate,
@@ -116,7 +120,8 @@ def _from_run(path: Path) -> ModelParts:
     config = OmegaConf.create(state["config"])
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
-    best = {name: tensor.clone() for name, tensor in state["best"]["model"].items()}
+    best: dict[str, torch.Tensor] = {name: tensor.clone() for name, tensor in state["best"]["model"].items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in best.items()}
     reference = codec_parts.codec_reference(state)
     facts: dict[str, Any] = {
         "run": provenance.run_facts(state, plain),  # type: ignore[arg-type]
@@ -125,8 +130,8 @@ def _from_run(path: Path) -> ModelParts:
     return ModelParts(
         source=str(path),
         name=facts["sounds"]["name"] or state["signature"],
-        lm=lm_config(config),
-        shapes={name: tuple(tensor.shape) for name, tensor in best.items()},
+        lm=encoders.with_widths(lm_config(config), shapes),
+        shapes=shapes,
         read_lm=lambda: best,
         codec=lambda: read_codec(reference),
         sample_rate=int(config.sample_rate),

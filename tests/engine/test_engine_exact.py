@@ -17,7 +17,7 @@ import torch
 
 from micro_musicgen.conditioners.fusing import fuse
 from micro_musicgen.contracts import GenerationParams
-from micro_musicgen.engine.conditions import guided_rows
+from micro_musicgen.engine.conditions import Heard, Rows, guided_rows
 from micro_musicgen.engine.cursor import HostCursor
 from micro_musicgen.engine.fixed import FixedStep
 from micro_musicgen.engine.runner import NO_CONDITIONS, Runner
@@ -128,9 +128,9 @@ def test_patterns_are_audiocrafts(pattern: str, frames: int) -> None:
 def _logits_by_step(runner: Runner, frames: int) -> tuple[Sequences, torch.Tensor]:
     """Draws two clips step by step; gives them and the logits [2, K, S, card] on the way."""
     chance, plan = chances(clip_generators(0, 2), 4, frames), runner.plan(frames)
-    state, sequences = runner._prepare(plan, chance, NO_CONDITIONS, False, 0, None)
+    state, sequences = runner._prepare(plan, chance, NO_CONDITIONS, (), 0, None)
     sequences.begin(plan, None, chance)
-    step, cursor, found = Step(state, sequences, ALL, guided=False), HostCursor(0, window=runner._context()), []
+    step, cursor, found = Step(state, sequences, ALL), HostCursor(0, window=runner._context()), []
     for _ in range(plan.num_steps - 1):
         logits = step.logits(cursor)
         found.append(logits[:2])
@@ -231,11 +231,10 @@ def test_guided_codes_are_audiocrafts(
     prompt = prompt_of(prompt_frames) if prompt_frames else None
     both = {name: (torch.cat([said[name][0], unsaid[name][0]]), torch.ones(4, said[name][1].shape[1])) for name in "ab"}
     wanted = theirs_guided(lm, both, 16, cfg_coef, prompt, monkeypatch)
-    rows, guided = guided_rows(said, unsaid, cfg_coef)
-    assert guided == (cfg_coef != 1)
-    fused = fuse(runner.network.arch, rows, device=torch.device("cpu"), dtype=torch.float32)
-    params = GenerationParams(greedy=True, cfg_coef=cfg_coef)
-    found = codes_of(runner, params, 16, prompt=prompt, conditions=fused, guided=guided)
+    rows = guided_rows(Heard(conditional=said, null=unsaid), cfg_coef)
+    assert rows.coefs == (() if cfg_coef == 1 else (cfg_coef,))
+    fused = fuse(runner.network.arch, rows.conditions, device=torch.device("cpu"), dtype=torch.float32)
+    found = codes_of(runner, GREEDY, 16, prompt=prompt, conditions=fused, coefs=rows.coefs)
     assert torch.equal(found, wanted)
 
 
@@ -246,7 +245,7 @@ def test_cross_attention_with_positions(monkeypatch: pytest.MonkeyPatch) -> None
     rows = condition_tensors("cross", 4)
     wanted = theirs_guided(lm, rows, 12, 2.0, None, monkeypatch)
     fused = fuse(runner.network.arch, rows, device=torch.device("cpu"), dtype=torch.float32)
-    found = codes_of(runner, GenerationParams(greedy=True, cfg_coef=2.0), 12, conditions=fused, guided=True)
+    found = codes_of(runner, GREEDY, 12, conditions=fused, coefs=(2.0,))
     assert torch.equal(found, wanted)
 
 
@@ -273,11 +272,12 @@ def test_padding_is_ignored_where_the_model_says_so(kind: str) -> None:
 def test_no_second_branch_where_it_changes_nothing() -> None:
     said, unsaid = condition_tensors("cross", 2, 0), condition_tensors("cross", 2, 1)
     empty = {name: (x, torch.zeros_like(mask)) for name, (x, mask) in said.items()}
-    assert guided_rows({}, {}, 3.0) == ({}, False)
-    assert guided_rows(said, unsaid, 1.0) == (said, False)
-    assert guided_rows(empty, unsaid, 3.0) == (empty, False)
-    rows, guided = guided_rows(said, unsaid, 3.0)
-    assert guided and all(x.shape[0] == 4 for x, _ in rows.values())
+    assert guided_rows(Heard(conditional={}, null={}), 3.0) == Rows(conditions={})
+    assert guided_rows(Heard(conditional=said, null=unsaid), 1.0) == Rows(conditions=said)
+    assert guided_rows(Heard(conditional=said, null=unsaid), 0.0) == Rows(conditions=unsaid)
+    assert guided_rows(Heard(conditional=empty, null=unsaid), 3.0) == Rows(conditions=unsaid)
+    rows = guided_rows(Heard(conditional=said, null=unsaid), 3.0)
+    assert rows.coefs == (3.0,) and all(x.shape[0] == 4 for x, _ in rows.conditions.values())
 
 
 # Batches.
@@ -324,7 +324,7 @@ def test_the_step_for_graphs_gives_the_same_codes(monkeypatch: pytest.MonkeyPatc
         for seed, frames in ((0, 20), (1, 20), (2, 11)):
             tensors = condition_tensors(kind, 4, seed) if kind else {}
             fused = fuse(eager.network.arch, tensors, device=torch.device("cpu"), dtype=torch.float32)
-            more = {"conditions": fused, "guided": bool(kind), "least_frames": 20}
+            more = {"conditions": fused, "coefs": (1.0,) if kind else (), "least_frames": 20}
             wanted = codes_of(eager, ALL, frames, seed, prompt=prompt_of(4), **more)
             assert torch.equal(codes_of(fixed, ALL, frames, seed, prompt=prompt_of(4), **more), wanted)
 

@@ -7,7 +7,13 @@ import torch
 
 from micro_musicgen.audio.mel import MelScale, magnitudes, mel_filters
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.metrics.spectral import MEL, log_mel_distance, si_sdr, spectral_convergence
+from micro_musicgen.metrics.spectral import (
+    MEL,
+    log_magnitude_error,
+    log_mel_distance,
+    si_sdr,
+    spectral_convergence,
+)
 
 RATE = 32000
 
@@ -32,17 +38,20 @@ def test_white_noise_has_its_rms_as_magnitude_at_every_resolution(noise):
 @pytest.mark.parametrize("gain", [0.5, 0.9, 3.0])
 def test_a_gain_is_its_log_apart(noise, gain):
     assert log_mel_distance(gain * noise, noise, RATE) == pytest.approx(abs(math.log(gain)), rel=1e-3)
+    assert log_magnitude_error(gain * noise, noise) == pytest.approx(abs(math.log(gain)), rel=1e-2)
 
 
 def test_equal_clips_are_zero_apart(noise):
     assert log_mel_distance(noise, noise, RATE) == 0
     assert spectral_convergence(noise, noise) == 0
+    assert log_magnitude_error(noise, noise) == 0
     assert si_sdr(noise, noise) == 100
 
 
 def test_silence_is_finite(noise):
     silence = torch.zeros_like(noise)
     assert math.isfinite(log_mel_distance(silence, noise, RATE))
+    assert math.isfinite(log_magnitude_error(silence, noise))
     assert log_mel_distance(silence, silence, RATE) == 0
     assert spectral_convergence(silence, noise) == 1
     assert spectral_convergence(silence, silence) == 0
