@@ -12,6 +12,7 @@ import sys
 import typer
 
 from micro_musicgen.commands.data import prepare
+from micro_musicgen.commands.evaluating import evaluate
 from micro_musicgen.commands.playing import generate
 from micro_musicgen.commands.sharing import doctor, export, info, pull, push, size
 from micro_musicgen.commands.tokens import tokens
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (doctor, prepare, tokens, train, export, generate, info, size, push, pull, demo):
+for verb in (doctor, prepare, tokens, train, evaluate, export, generate, info, size, push, pull, demo):
     app.command()(verb)
 
 DEBUG_VARIABLE = "MICRO_MUSICGEN_DEBUG"
