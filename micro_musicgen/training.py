@@ -25,6 +25,8 @@ CODEC_SCALES = ("nano", "micro", "base")
 
 CPU_BATCH_SIZE = 4
 
+NO_CONDITIONER = "none"
+
 SAMPLE_RATE, NUM_DELAYS = 32000, 4
 """What the config of an LM says where nobody says otherwise."""
 
@@ -39,8 +41,9 @@ class TrainingRequest:
 
     minutes: wall time, None to follow the configs' epochs. codec: a reference; None trains one on the data set, or
     takes the one already trained on it. start_from: a model whose weights, codec and size the LM takes. patience:
-    epochs without a better validation before the LM's run ends. overrides: Hydra overrides for both runs; lm_overrides:
-    for the second only.
+    epochs without a better validation before the LM's run ends. conditioner: what the LM listens to, a name in the
+    config group of that name. text_encoder: reference of the encoder that reads its texts, None for the conditioner's
+    own. overrides: Hydra overrides for both runs; lm_overrides: for the second only.
     """
 
     dataset: str
@@ -50,6 +53,8 @@ class TrainingRequest:
     codec_scale: str = "nano"
     start_from: str | None = None
     patience: int | None = None
+    conditioner: str = NO_CONDITIONER
+    text_encoder: str | None = None
     seed: int | None = None
     overrides: tuple[str, ...] = ()
     lm_overrides: tuple[str, ...] = ()
@@ -63,6 +68,7 @@ class TrainingRequest:
             )
         if self.codec_scale not in CODEC_SCALES:
             raise MicroMusicGenError(f"unknown codec scale {self.codec_scale!r}; known: {', '.join(CODEC_SCALES)}")
+        self._check_conditions()
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise MicroMusicGenError(f"--minutes {self.minutes:g} must be above 0")
         if not (paths.dset_dir() / "audio" / f"{self.dataset}.yaml").is_file():
@@ -70,6 +76,26 @@ class TrainingRequest:
                 f"no data set {self.dataset!r} in {paths.dset_dir()}; make it: micro-musicgen prepare FOLDER "
                 f"--name {self.dataset}"
             )
+
+    def _check_conditions(self) -> None:
+        known = conditioner_names()
+        if self.conditioner not in known:
+            raise MicroMusicGenError(f"unknown conditioner {self.conditioner!r}; known: {', '.join(known)}")
+        if self.text_encoder is not None and not self.conditioner.startswith("text"):
+            raise MicroMusicGenError(
+                f"--text-encoder {self.text_encoder} is for models that listen to text; add --conditioner text_cross"
+            )
+        if self.start_from is not None and self.conditioner != NO_CONDITIONER:
+            raise MicroMusicGenError(
+                f"--from {self.start_from} starts a model without conditions; leave --conditioner {self.conditioner} "
+                "out, or train through dora run continue_from=..."
+            )
+
+
+def conditioner_names() -> list[str]:
+    """Gives what a model can listen to: the configs that ship and those in the data home."""
+    folders = (paths.config_dir() / "conditioner", paths.home() / "conditioner")
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
 def train(request: TrainingRequest, reporter: Reporter | None = None) -> Path:
@@ -131,7 +157,8 @@ def _lm_overrides(request: TrainingRequest, codec_shape: tuple[int, int], minute
     argv = [
         "solver=musicgen/micro_32khz",
         *_shape_overrides(request),
-        "conditioner=none",
+        f"conditioner={request.conditioner}",
+        *_encoder_overrides(request),
         f"dset=audio/{request.dataset}",
         f"transformer_lm.card={codec_shape[0]}",
         f"transformer_lm.n_q={codec_shape[1]}",
@@ -144,6 +171,12 @@ def _lm_overrides(request: TrainingRequest, codec_shape: tuple[int, int], minute
     if request.patience is not None:
         argv.append(f"optim.patience={request.patience}")
     return [*argv, *_common(request, minutes), *request.lm_overrides]
+
+
+def _encoder_overrides(request: TrainingRequest) -> list[str]:
+    if request.text_encoder is None:
+        return []
+    return [f"conditioners.description.text.encoder={_quoted(request.text_encoder)}"]
 
 
 def _shape_overrides(request: TrainingRequest) -> list[str]:

@@ -22,6 +22,12 @@ def train(
         typer.Option("--from", help="Start from this model: its weights, codec and size. A release, run, Hub id."),
     ] = None,
     patience: Annotated[int | None, typer.Option(help="End after so many epochs without a better validation.")] = None,
+    conditioner: Annotated[
+        str, typer.Option(help="What the LM listens to: none, text_cross, text_prefix, audio_prompt, text_audio.")
+    ] = "none",
+    text_encoder: Annotated[
+        str | None, typer.Option(help="T5 that reads the texts: id or folder.  [default: t5-base]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and order of the data.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="A Hydra override KEY=VALUE for both runs.")
@@ -41,6 +47,8 @@ def train(
         codec_scale=codec_scale,
         start_from=start_from,
         patience=patience,
+        conditioner=conditioner,
+        text_encoder=text_encoder,
         seed=seed,
         overrides=tuple(override or ()),
     )

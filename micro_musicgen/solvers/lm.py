@@ -6,13 +6,15 @@ cross-entropy averaged over codebooks, each codebook's own value is reported bes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
 from micro_musicgen.codec.resolve import build_codec, load_codec
+from micro_musicgen.conditioners.provider import ConditionProvider
 from micro_musicgen.contracts import Codec
+from micro_musicgen.data.crop_batch import Crops
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import build_lm, lm_config, lm_spec
 from micro_musicgen.lm.fit import differences
@@ -20,13 +22,12 @@ from micro_musicgen.lm.losses import code_losses
 from micro_musicgen.lm.training import compile_training
 from micro_musicgen.release.source import read_parts
 from micro_musicgen.solvers.base import Solver
+from micro_musicgen.solvers.lm_clips import make_codes, make_player, play, samples
 from micro_musicgen.solvers.lm_codes import code_source
+from micro_musicgen.solvers.lm_conditions import RunConditions
 from micro_musicgen.solvers.registry import solvers
 from micro_musicgen.solvers.running import distributed
 from micro_musicgen.solvers.running.overview import dataset_name
-
-if TYPE_CHECKING:
-    from micro_musicgen.engine.engine import MicroMusicGen
 
 
 @solvers.register("musicgen")
@@ -59,10 +60,35 @@ class LMSolver(Solver):
                 split: code_source(cfg, self.codec, split, name, self.reporter) for split in ("train", "valid")
             }
         torch.manual_seed(cfg.seed)
-        model = build_lm(config, window_s=cfg.dataset.segment_duration, device=self.device)
+        model = build_lm(
+            config,
+            window_s=cfg.dataset.segment_duration,
+            device=self.device,
+            frame_rate=self.codec.frame_rate,
+        )
+        self.conditions = self._conditions(config, model)
         if cfg.compile:
             compile_training(model)
         return model
+
+    def _conditions(self, config: Mapping[str, Any], model: Any) -> RunConditions | None:
+        """Gives what the crops are told; None for models without conditions."""
+        if not config["conditioners"]:
+            return None
+        if not isinstance(model.condition_provider, ConditionProvider):
+            raise MicroMusicGenError(
+                f"the conditioners {', '.join(config['conditioners'])} are audiocraft's, which this solver does not "
+                "train; choose one of conditioner=text_cross, text_prefix, audio_prompt, text_audio"
+            )
+
+        def report(done: int, total: int) -> None:
+            self.reporter.stage(f"reading texts {done}/{total}")
+
+        with distributed.main_first():
+            found = RunConditions(self.cfg, config, model.condition_provider, report)
+        for line in found.lines():
+            self.reporter.message(line)
+        return found
 
     def _check_codec(self) -> None:
         found = differences(self.codec, self.spec, self.cfg.sample_rate)
@@ -71,19 +97,34 @@ class LMSolver(Solver):
             name = self.cfg.compression_model_checkpoint
             raise MicroMusicGenError(f"the codec {name} does not fit this LM: {faults}")
 
-    def losses(self, codes: torch.Tensor) -> torch.Tensor:
-        """Gives the cross-entropy per codebook, [K], of a batch of codes [B, K, T]."""
+    def losses(self, crops: Crops, split: str) -> torch.Tensor:
+        """Gives the cross-entropy per codebook, [K], of a batch of crops under what they are told."""
+        said = None if self.conditions is None else self.conditions.said(crops, split)
+        return self._losses(crops.codes, said)
+
+    def _losses(self, codes: torch.Tensor, said: Mapping[str, Any] | None) -> torch.Tensor:
+        # In full precision: what an encoder says must not depend on how the rest is computed, nor differ when played.
+        fused = None if self.conditions is None or said is None else self.conditions.fused(said, self.device)
         with self.autocast():
-            return code_losses(self.model, codes)
+            return code_losses(self.model, codes.to(self.device), fused)
+
+    @property
+    def prompt_frames(self) -> int:
+        """Frames of sound that every crop is told beside its text; 0 for models that listen to none."""
+        return 0 if self.conditions is None else self.conditions.prompt_frames
 
     def train_step(self, step: int) -> Mapping[str, Any]:
         """See `Solver.train_step`. A step is `accumulate` batches of `batch_size` crops over all ranks."""
         total = torch.zeros((), device=self.device)
         for part in range(self.accumulate):
-            codes = self.crops["train"].batch(
-                step * self.accumulate + part, self.batch_size, rank=self.rank, world_size=self.world_size
+            crops = self.crops["train"].crops(
+                step * self.accumulate + part,
+                self.batch_size,
+                rank=self.rank,
+                world_size=self.world_size,
+                prompt_frames=self.prompt_frames,
             )
-            losses = self.losses(codes.to(self.device))
+            losses = self.losses(crops, "train")
             self.descent.backward(losses.mean(), self.accumulate)
             total = total + losses.detach() / self.accumulate
         norm = self.descent.step()
@@ -98,18 +139,27 @@ class LMSolver(Solver):
         """See `Solver.valid`. Each rank takes every world_size-th batch."""
         return self._valid(self.rank, self.world_size)
 
-    def _valid(self, rank: int, world_size: int) -> dict[str, float]:
+    def _valid(self, rank: int, world_size: int, *, told: bool = True) -> dict[str, float]:
+        """Gives the metrics of every world_size-th validation batch; told: with its conditions, else with none."""
         total, count = torch.zeros(self.spec.num_codebooks, dtype=torch.float64), 0
-        batches = self.crops["valid"].valid_batches(self.batch_size, self.cfg.dataset.valid.num_samples)
-        for index, codes in enumerate(batches):
+        for index, crops in enumerate(self._valid_crops(self.cfg.dataset.valid.num_samples)):
             if index % world_size == rank:
-                total += self.losses(codes.to(self.device)).cpu() * len(codes)
-                count += len(codes)
+                losses = self.losses(crops, "valid") if told else self._losses(crops.codes, self._nothing(crops))
+                total += losses.cpu() * len(crops.codes)
+                count += len(crops.codes)
         sums = torch.cat([total, torch.tensor([float(count)])])
         if world_size > 1:
             sums = distributed.summed(sums.to(self.device)).cpu()
         losses = sums[:-1] / sums[-1]
         return {"ce": float(losses.mean()), **{k: float(v) for k, v in _by_codebook(losses).items()}}
+
+    def _valid_crops(self, num_crops: int) -> Iterator[Crops]:
+        return self.crops["valid"].valid_crops(self.batch_size, num_crops, prompt_frames=self.prompt_frames)
+
+    def _nothing(self, crops: Crops) -> dict[str, list[None]] | None:
+        if self.conditions is None:
+            return None
+        return {name: [None] * len(crops.codes) for name in self.conditions.provider.names()}
 
     def starting_weights(self, reference: str) -> Mapping[str, torch.Tensor]:
         """See `Solver.starting_weights`: of a run, a release of either form or the Hub, over the same codec's codes."""
@@ -125,64 +175,55 @@ class LMSolver(Solver):
     def evaluate(self) -> dict[str, float]:
         """Gives the validation metrics, and how far the latents of generated codes are from those of held-out ones.
 
-        The Frechet distance is between equally many frames of each; a few dozen clips are needed for it to mean much.
+        The clips are told what the held-out crops are told. `ce_untold` is the loss without conditions: how much they
+        say. The Frechet distance is between equally many frames of each; a few dozen clips are needed for it to mean
+        much.
         """
         from micro_musicgen.metrics.frechet import code_embeddings, frechet_distance
 
-        size = self.cfg.dataset.evaluate.num_samples
-        held_out = torch.cat(list(self.crops["valid"].valid_batches(self.batch_size, size)))
+        batches = list(self._valid_crops(self.cfg.dataset.evaluate.num_samples))
+        held_out = torch.cat([crops.codes for crops in batches])
         frames = held_out.shape[-1] / self.codec.frame_rate
-        player = self._player(duration=min(frames, float(self.cfg.dataset.segment_duration)))
-        _, codes = player.generate_unconditional(len(held_out), return_tokens=True)
+        player = make_player(self, min(frames, float(self.cfg.dataset.segment_duration)))
+        told: list[tuple[str | None, torch.Tensor | None]] = [(None, None)] * len(held_out)
+        if self.conditions is not None:
+            texts = self.conditions.descriptions["valid"]
+            told = [
+                (texts.text(track, -1), sound)
+                for crops in batches
+                for track, sound in zip(crops.tracks, crops.prompts, strict=True)
+            ]
+        codes = make_codes(player, told, self)
         sets = (code_embeddings(self.codec, found.to(self.device)) for found in (codes, held_out))
-        frechet = frechet_distance(*sets)
-        return {**self._valid(0, 1), "frechet": frechet}
-
-    def _player(self, duration: float) -> MicroMusicGen:
-        """Gives the engine around the weights in place, which samples as the section `generate` says."""
-        from micro_musicgen.engine.codec import playing
-        from micro_musicgen.engine.engine import MicroMusicGen
-
-        sampling = self.cfg.generate.lm
-        player = MicroMusicGen(
-            lm_config(self.cfg),
-            self.model.state_dict(),
-            playing(self.codec),
-            window_s=float(self.cfg.dataset.segment_duration),
-            device=self.device,
-        )
-        player.set_generation_params(
-            use_sampling=sampling.use_sampling,
-            temperature=sampling.temp,
-            top_k=min(sampling.top_k, self.spec.card),
-            top_p=sampling.top_p,
-            duration=duration,
-            seed=self.cfg.seed,
-        )
-        return player
+        found = {**self._valid(0, 1), "frechet": frechet_distance(*sets)}
+        if self.conditions is not None:
+            found["ce_untold"] = self._valid(0, 1, told=False)["ce"]
+        return found
 
     def generate(self) -> None:
-        """Writes `generate.num_samples` clips as `samples/EPOCH_N.wav`, with one seed for the whole run."""
+        """Writes the clips of `lm_clips.samples` as `samples/EPOCH_LABEL.wav`, with one seed for the whole run."""
         from micro_musicgen.audio.io import write_wav
 
         section = self.cfg.generate
-        player = self._player(section.lm.gen_duration or float(self.cfg.dataset.segment_duration))
-        epoch = len(self.history)
-        for index, wav in enumerate(player.generate_unconditional(section.num_samples).cpu().numpy()):
-            write_wav(self.folder / section.path / f"{epoch:04d}_{index}.wav", wav, self.codec.sample_rate)
-        self.reporter.message(f"{section.num_samples} clips in {self.folder / section.path}")
+        player = make_player(self, section.lm.gen_duration or float(self.cfg.dataset.segment_duration))
+        epoch, wanted = len(self.history), samples(self)
+        for sample, wav in zip(wanted, play(player, wanted, self).cpu().numpy(), strict=True):
+            write_wav(self.folder / section.path / f"{epoch:04d}_{sample.label}.wav", wav, self.codec.sample_rate)
+        self.reporter.message(f"{len(wanted)} clips in {self.folder / section.path}")
 
     def summary(self) -> dict[str, Any]:
         """Gives the codec, the sizes and the entropy that a model knowing only code frequencies would reach."""
         from micro_musicgen.metrics.codes import unigram_entropy
 
         batches = self.crops["valid"].valid_batches(64, self.cfg.dataset.valid.num_samples)
+        told = {} if self.conditions is None else {"conditions": self.conditions.summary()}
         entropy = unigram_entropy(torch.cat(list(batches)), self.spec.card)
         return {
             "codec": str(self.cfg.compression_model_checkpoint),
             "codec_hash": self.codec.content_hash,
             "num_embedding_parameters": self.spec.num_embedding_parameters,
             "unigram_entropy_valid": entropy.tolist(),
+            **told,
         }
 
 

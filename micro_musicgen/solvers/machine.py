@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -15,7 +16,16 @@ def settle(cfg: DictConfig) -> DictConfig:
     cfg.device = str(pick_device(None if cfg.device == "auto" else cfg.device))
     settle_precision(cfg)
     cfg.num_threads = cfg.num_threads or _share_of_cores()
+    _settle_encoders(cfg)
     return cfg
+
+
+def _settle_encoders(cfg: DictConfig) -> None:
+    """Makes paths of text encoders absolute: who exports the run may stand in another folder."""
+    for each in (cfg.get("conditioners") or {}).values():
+        settings = each.get("text") if isinstance(each, DictConfig) else None
+        if settings is not None and Path(str(settings.get("encoder"))).expanduser().is_dir():
+            settings.encoder = str(Path(str(settings.encoder)).expanduser().resolve())
 
 
 def _share_of_cores() -> int:

@@ -62,7 +62,7 @@ def test_help_is_there_and_loads_no_torch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_both_sides_train_and_reach_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_home, "CODEC", "nano_32khz")
     monkeypatch.setattr(train_home, "SOUND_MINUTES", 0.4)

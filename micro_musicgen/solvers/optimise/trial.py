@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from micro_musicgen.codec.builder import build_codec_model, codec_config
+from micro_musicgen.conditioners.fusing import fuse, read_fuser
+from micro_musicgen.conditioners.provider import ConditionProvider
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import build_lm, lm_config
 from micro_musicgen.lm.losses import code_losses
@@ -85,11 +87,16 @@ def _lm_trial(cfg: DictConfig) -> Trial:
     window_s = float(cfg.dataset.segment_duration)
     model = build_lm(lm_config(cfg), window_s=window_s, device=cfg.device).train()
     num_codebooks, num_frames = cfg.transformer_lm.n_q, round(FRAME_RATE * window_s)
+    spec, provider = read_fuser(lm_config(cfg)), model.condition_provider
+    is_told = isinstance(provider, ConditionProvider) and bool(provider.names())
 
     def loss(batch_size: int) -> torch.Tensor:
         codes = torch.randint(cfg.transformer_lm.card, (batch_size, num_codebooks, num_frames), device=cfg.device)
         with _autocast(cfg):
-            return code_losses(model, codes).mean()
+            # Nothing said takes the room and the time of anything said: as many positions.
+            null = provider.null(batch_size) if is_told else {}
+            told = fuse(spec, null, device=codes.device, dtype=torch.float32) if is_told else None
+            return code_losses(model, codes, told).mean()
 
     optimizer = build_optimizer(model, cfg.optim)
     return Trial(model, optimizer, loss, num_codebooks * num_frames, torch.device(cfg.device))
