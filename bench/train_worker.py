@@ -7,15 +7,14 @@ with "error" when the thing could not be done. The process ends when its input d
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 from pool import BENCH, LOAD_TIMEOUT_S, Variant, Worker, child_environment
+from serving import serve_stdin
 
 
 class TrainWorker(Worker):
@@ -171,33 +170,5 @@ def limit_seconds(shapes: list[list[int]], device: str, repeats: int = 3) -> dic
     return {"seconds": total, "operations": operations}
 
 
-def serve(requests: TextIO, replies: TextIO) -> None:
-    """Answers one line after the other. A failure is an answer, too."""
-    trainer: Trainer | None = None
-    for line in requests:
-        asked = json.loads(line)
-        try:
-            if trainer is None:
-                trainer = Trainer(**asked)
-                answer: dict[str, Any] = {"load_s": trainer.load_s}
-            else:
-                answer = getattr(trainer, asked.pop("do"))(**asked)
-        except (Exception, SystemExit) as error:
-            lines = str(error).strip().splitlines() or [""]
-            answer = {"error": f"{type(error).__name__}: {lines[0][:200]}"}
-        replies.write(json.dumps(answer) + "\n")
-        replies.flush()
-        if trainer is None:
-            return
-
-
-def main() -> None:
-    """Serves stdin. What libraries print goes to stderr, so that it can't garble the answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers itself
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
-        os.dup2(2, 1)
-        serve(sys.stdin, replies)
-
-
 if __name__ == "__main__":
-    main()
+    serve_stdin(Trainer, lambda trainer: {"load_s": trainer.load_s})

@@ -7,13 +7,12 @@ line out: a JSON object, with "error" when the thing could not be done. The proc
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from serving import serve_stdin
 
 
 def peak_mb() -> float | None:
@@ -108,33 +107,5 @@ class Bench:
         return torch.cuda.max_memory_allocated() / 1e6
 
 
-def serve(requests: TextIO, replies: TextIO) -> None:
-    """Answers one line after the other. A failure is an answer, too."""
-    bench: Bench | None = None
-    for line in requests:
-        asked = json.loads(line)
-        try:
-            if bench is None:
-                bench = Bench(**asked)
-                answer: dict[str, Any] = {"load_s": bench.load_s, "peak_mb": peak_mb()}
-            else:
-                answer = getattr(bench, asked.pop("do"))(**asked)
-        except (Exception, SystemExit) as error:
-            lines = str(error).strip().splitlines() or [""]
-            answer = {"error": f"{type(error).__name__}: {lines[0][:200]}"}
-        replies.write(json.dumps(answer) + "\n")
-        replies.flush()
-        if bench is None:
-            return
-
-
-def main() -> None:
-    """Serves stdin. What libraries print goes to stderr, so that it can't garble the answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers itself
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
-        os.dup2(2, 1)
-        serve(sys.stdin, replies)
-
-
 if __name__ == "__main__":
-    main()
+    serve_stdin(Bench, lambda bench: {"load_s": bench.load_s, "peak_mb": peak_mb()})
