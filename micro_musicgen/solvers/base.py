@@ -28,16 +28,16 @@ from micro_musicgen.solvers.optimise.schedule import Plan, build_schedule
 from micro_musicgen.solvers.reporting.loggers import build_loggers
 from micro_musicgen.solvers.reporting.progress import LogReporter, QuietReporter, Reporter, plain
 from micro_musicgen.solvers.running import distributed, overview
-from micro_musicgen.solvers.running.clockplan import planned, updates_in, updates_per_s
+from micro_musicgen.solvers.running.best import keep_best
+from micro_musicgen.solvers.running.clockplan import settle_plan
 from micro_musicgen.solvers.running.interrupt import RunStopped, StopRequest
 from micro_musicgen.solvers.running.memory import peak_memory_mb
-from micro_musicgen.solvers.running.runfiles import Policy, RunFiles, pick_best
+from micro_musicgen.solvers.running.runfiles import Policy, RunFiles
 from micro_musicgen.solvers.running.runstate import RunState
+from micro_musicgen.solvers.running.stages import run_optional, should_run
 from micro_musicgen.solvers.running.tally import Tally
 
 logger = logging.getLogger(__name__)
-
-NEVER = "never"
 
 
 class Solver(flashy.BaseSolver):  # type: ignore[misc]
@@ -75,7 +75,7 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
         self.descent = Descent(self.model, cfg)
         self.ema = EMA(self.model, cfg.optim.ema.decay) if cfg.optim.ema.use else None
         self.state = RunState(self)
-        self._clip_time = self._save_time = self.plot_time = time.monotonic()
+        self.clip_time = self._save_time = self.plot_time = time.monotonic()
 
     def _reporter(self, given: Reporter | None) -> Reporter:
         if not distributed.is_main():
@@ -140,7 +140,7 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
             self.files.sweep()
         self.state.restore()
         distributed.same_weights(self.model)
-        self._settle_plan()
+        settle_plan(self)
         self.schedule = build_schedule(self.cfg.schedule, self.plan)
         self.loggers.start(self.state.config, self.updates_done)
         title, tokens = f"{self.name} {self.xp.sig}", self.tokens_per_update
@@ -183,12 +183,12 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
             self.model.eval()
             self.reporter.stage("valid")
             self.run_stage("valid", self.valid)
-            self._keep_best()
+            keep_best(self)
         self.commit()
         for stage, method in (("evaluate", self.evaluate), ("generate", self.generate)):
-            if self.should_run(stage):
+            if should_run(self, stage):
                 if distributed.is_main():
-                    self._run_optional(stage, method)
+                    run_optional(self, stage, method)
                 flashy.distrib.barrier()
 
     def _train(self) -> dict[str, float]:
@@ -260,48 +260,7 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
         """Gives the context in which the model holds the averaged weights, if they are kept."""
         return self.ema.swapped_in() if self.ema is not None else nullcontext()
 
-    def should_run(self, stage: str) -> bool:
-        """Says whether an optional stage is due. `every: never` is never; an interval includes the end of the run."""
-        section = self.cfg[stage]
-        minutes = section.get("every_minutes") if stage == "generate" else None
-        if section.every == NEVER or not (section.every or minutes):
-            return False
-        at_end = self.updates_done >= self.plan.total_updates
-        by_epoch = bool(section.every) and len(self.history) % section.every == 0
-        by_clock = minutes is not None and time.monotonic() - self._clip_time > 60 * minutes
-        return bool(distributed.shared(at_end or by_epoch or by_clock))
-
-    def _run_optional(self, stage: str, method: Any) -> None:
-        """Runs a stage whose failure costs its result and nothing else; its metrics join the epoch just committed."""
-        try:
-            with torch.random.fork_rng(), torch.no_grad(), self.averaged_weights():
-                self.model.eval()
-                self._start_epoch()
-                self.reporter.stage(stage)
-                self.run_stage(stage, method)
-        except Exception:
-            logger.exception("%s failed in epoch %d; training goes on", stage, len(self.history))
-            self._start_epoch()
-            return
-        finally:
-            self._clip_time = time.monotonic()
-        self.history[-1].update({key: plain(value) for key, value in self._pending_metrics.items()})
-        self._start_epoch()
-        overview.optional_results(self, stage)
-
-    # Best weights, early stopping, stopping.
-
-    def _keep_best(self) -> None:
-        score = self._pending_metrics["valid"][self.best_metric] if self.best_metric else -math.inf
-        epoch = len(self.history) + 1
-        if score < self.best["score"] or self.best_metric is None or not self.best["model"]:
-            weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-            self.best = {"score": score, "epoch": epoch, "model": weights}
-        self.top = pick_best([*self.top, (score, epoch)], self.files.policy.keep_best)
-        patience = self.cfg.optim.patience
-        if patience and self.best_metric and epoch - self.best["epoch"] >= patience:
-            self.plan.segments[-1] = self.updates_done
-            self.reporter.message(f"no better {self.best_metric} for {patience} epochs: the end (optim.patience)")
+    # Stopping.
 
     def _save_if_due(self) -> None:
         minutes = self.files.policy.every_minutes
@@ -336,28 +295,6 @@ class Solver(flashy.BaseSolver):  # type: ignore[misc]
             self._save_time = time.monotonic()
         self.xp.link.update_history(self.history)
         overview.epoch_results(self)
-
-    # The clock is read here and in `clockplan`, and nowhere else.
-
-    def _settle_plan(self) -> None:
-        minutes = self.cfg.optim.minutes
-        fresh = self.updates_done == 0 and not self.history
-        finished = self.updates_done >= self.plan.total_updates
-        if not minutes or not (fresh or finished):
-            return
-        self.reporter.stage("measuring the speed")
-        speed = distributed.shared(self._updates_per_s())
-        if fresh:
-            self.plan = planned(minutes, speed)
-        else:
-            self.plan.segments.append(self.updates_done + updates_in(minutes, speed))
-
-    def _updates_per_s(self) -> float:
-        """Gives the speed of a few trial steps, after which everything is as it was before them."""
-        with self.state.undone():
-            self.schedule = build_schedule(self.cfg.schedule, self.plan)
-            self.model.train()
-            return updates_per_s(lambda: plain(self.training_update()))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -12,6 +12,8 @@ from solver_runs import LM_DEBUG, losses
 from micro_musicgen import checkpoints, references
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.solvers.lm import LMSolver
+from micro_musicgen.solvers.optimise.schedule import build_schedule
+from micro_musicgen.solvers.running.clockplan import trial_updates_per_s
 from micro_musicgen.train import get_solver, main, run_xp
 
 FIVE_EPOCHS = [*LM_DEBUG, "optim.epochs=5", "generate.every=never", "optim.lr=3e-3"]
@@ -131,9 +133,7 @@ def test_measuring_the_speed_leaves_no_trace(toy_home: Path) -> None:
         with xp.enter():
             solver = get_solver(xp.cfg)
             if measured:
-                solver._updates_per_s()
-            from micro_musicgen.solvers.optimise.schedule import build_schedule
-
+                trial_updates_per_s(solver)
             solver.schedule = build_schedule(xp.cfg.schedule, solver.plan)
             for _ in range(3):
                 solver.training_update()

@@ -11,6 +11,7 @@ import torch
 from solver_runs import LM_DEBUG
 
 from micro_musicgen import checkpoints, references, snapshots
+from micro_musicgen.data.crop_batch import Crops
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
 from micro_musicgen.solvers.lm import LMSolver
 from micro_musicgen.solvers.optimise.descent import Descent, NotFinite
@@ -28,8 +29,8 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = math.nan) -> None:
     losses = LMSolver.losses
 
-    def poisoned(self: LMSolver, codes: torch.Tensor) -> torch.Tensor:
-        found = losses(self, codes)
+    def poisoned(self: LMSolver, crops: Crops, split: str) -> torch.Tensor:
+        found = losses(self, crops, split)
         return found * value if self.model.training and self.updates_done in steps else found
 
     monkeypatch.setattr(LMSolver, "losses", poisoned)

@@ -1,4 +1,7 @@
-"""How many steps fit into the minutes that a run was given. The clock is read here, once, and nowhere else."""
+"""How many steps fit into the minutes that a run was given. The clock is read here, once.
+
+What else reads it (checkpoints and clips every so many minutes) changes no number of the run.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from micro_musicgen.solvers.optimise.schedule import Plan
+from micro_musicgen.solvers.optimise.schedule import Plan, build_schedule
+from micro_musicgen.solvers.reporting.progress import plain
+from micro_musicgen.solvers.running import distributed
+
+if TYPE_CHECKING:
+    from micro_musicgen.solvers.base import Solver
 
 MIN_TRIALS, MAX_TRIALS = 6, 40
 TRIAL_S = 6.0
@@ -38,3 +47,26 @@ def planned(minutes: float, speed: float) -> Plan:
 def updates_in(minutes: float, speed: float) -> int:
     """Gives the steps that fit into `minutes` at `speed` steps per second."""
     return max(MIN_TRIALS, int(60 * minutes * OVERHEAD_SHARE * speed))
+
+
+def settle_plan(solver: Solver) -> None:
+    """Sets the length of a run that was given minutes: at its start, and again when a finished one is to go on."""
+    minutes = solver.cfg.optim.minutes
+    fresh = solver.updates_done == 0 and not solver.history
+    finished = solver.updates_done >= solver.plan.total_updates
+    if not minutes or not (fresh or finished):
+        return
+    solver.reporter.stage("measuring the speed")
+    speed = distributed.shared(trial_updates_per_s(solver))
+    if fresh:
+        solver.plan = planned(minutes, speed)
+    else:
+        solver.plan.segments.append(solver.updates_done + updates_in(minutes, speed))
+
+
+def trial_updates_per_s(solver: Solver) -> float:
+    """Gives the speed of a few trial steps, after which everything is as it was before them."""
+    with solver.state.undone():
+        solver.schedule = build_schedule(solver.cfg.schedule, solver.plan)
+        solver.model.train()
+        return updates_per_s(lambda: plain(solver.training_update()))
