@@ -47,7 +47,9 @@ class SynthTrack:
 
 
 @dataclass(frozen=True)
-class _Hit:
+class Hit:
+    """One stroke of a drum. step: sixteenth notes from the start of the loop."""
+
     step: float
     drum: str
     velocity: float
@@ -94,8 +96,8 @@ def _render(rng: np.random.Generator, kit: Kit, *, bpm: int, bars: int, sample_r
         late = swing if int(hit.step) % 2 else 0.0
         shots = kit.shots[hit.drum]
         shot = shots[int(rng.integers(len(shots)))]
-        _add_wrapped(drums, hit.velocity * shot, round((hit.step + late) * step_samples))
-    drums = _in_room(drums, kit.room)
+        add_wrapped(drums, hit.velocity * shot, round((hit.step + late) * step_samples))
+    drums = in_room(drums, kit.room)
     # Tape hiss: digital silence between hits is nothing that a sampled break has, nor that a log spectrum likes.
     hiss = rng.uniform(3e-4, 1e-3) * rng.standard_normal(num_samples)
     mix = np.tanh(kit.drive * drums / np.max(np.abs(drums))) + hiss
@@ -105,20 +107,20 @@ def _render(rng: np.random.Generator, kit: Kit, *, bpm: int, bars: int, sample_r
     return np.asarray(mix * (PEAK / np.max(np.abs(mix))), dtype=np.float32)
 
 
-def _play_drums(rng: np.random.Generator, bars: int) -> list[_Hit]:
+def _play_drums(rng: np.random.Generator, bars: int) -> list[Hit]:
     """Gives the hits of a loop: a break, its hats, a fill in the last bar of every four, and chops."""
     phrase = BREAKS[int(rng.integers(len(BREAKS)))]
     hats = HATS[int(rng.integers(len(HATS)))]
     cymbal = "ride" if rng.random() < 0.35 else "closed_hat"
     chop_rate = rng.choice((0.0, 0.15, 0.4))
-    hits: list[_Hit] = []
+    hits: list[Hit] = []
     for bar in range(bars):
         line = phrase[bar % 4] if bars >= 4 else phrase[3 if bar == bars - 1 and rng.random() < 0.5 else bar % 2]
         if bar and rng.random() < chop_rate:
             line = _chop(rng, line)
         hits += _bar_hits(rng, line, hats, cymbal, first_step=bar * STEPS_PER_BAR)
     if bars >= 4 and rng.random() < 0.5:
-        hits.append(_Hit(0, "crash", 0.7))
+        hits.append(Hit(0, "crash", 0.7))
     return hits
 
 
@@ -136,14 +138,14 @@ def _chop(rng: np.random.Generator, line: str) -> str:
     return "".join(beats)
 
 
-def _bar_hits(rng: np.random.Generator, line: str, hats: str, cymbal: str, *, first_step: int) -> list[_Hit]:
+def _bar_hits(rng: np.random.Generator, line: str, hats: str, cymbal: str, *, first_step: int) -> list[Hit]:
     hits = []
     for step, mark in enumerate(line):
         if mark in DRUM_OF:
-            hits.append(_Hit(first_step + step, DRUM_OF[mark], rng.uniform(0.85, 1.0)))
+            hits.append(Hit(first_step + step, DRUM_OF[mark], rng.uniform(0.85, 1.0)))
     for step, mark in enumerate(hats):
         if mark == "x" and line[step] not in "oC":
-            hits.append(_Hit(first_step + step, cymbal, ACCENTS[step % 4] * rng.uniform(0.5, 0.75)))
+            hits.append(Hit(first_step + step, cymbal, ACCENTS[step % 4] * rng.uniform(0.5, 0.75)))
     return hits
 
 
@@ -169,7 +171,7 @@ def _play_bass(rng: np.random.Generator, num_samples: int, *, bars: int, step_sa
             if first + start < bars * STEPS_PER_BAR:
                 octave = 12 if rng.random() < 0.1 else 0
                 sound = note(length, semitones + octave, glide)
-                _add_wrapped(bass, sound, round((first + start) * step_samples))
+                add_wrapped(bass, sound, round((first + start) * step_samples))
     return np.asarray(bass / (np.max(np.abs(bass)) + 1e-9), dtype=np.float64)
 
 
@@ -185,7 +187,7 @@ def _riff_rhythm(rng: np.random.Generator) -> list[tuple[int, int]]:
     return rhythm
 
 
-def _add_wrapped(loop: Wave, sound: Wave, start: int) -> None:
+def add_wrapped(loop: Wave, sound: Wave, start: int) -> None:
     """Adds `sound` to `loop` at `start`; what passes the end goes on at the beginning."""
     start %= len(loop)
     sound = sound[: len(loop)]
@@ -194,14 +196,14 @@ def _add_wrapped(loop: Wave, sound: Wave, start: int) -> None:
     loop[: len(sound) - head] += sound[head:]
 
 
-def _in_room(loop: Wave, room: Wave) -> Wave:
+def in_room(loop: Wave, room: Wave) -> Wave:
     """Gives `loop` plus its echo from `room`, wrapped, so that the loop still closes."""
     # Padded to a power of two: the length of a loop is often a prime number, for which an FFT takes ten times as long.
     padded = 1 << (len(loop) + len(room)).bit_length()
     echo = np.fft.irfft(np.fft.rfft(loop, padded) * np.fft.rfft(room, padded), padded)
     wet = loop.copy()
-    _add_wrapped(wet, echo[: len(loop)], 0)
-    _add_wrapped(wet, echo[len(loop) : len(loop) + len(room)], 0)
+    add_wrapped(wet, echo[: len(loop)], 0)
+    add_wrapped(wet, echo[len(loop) : len(loop) + len(room)], 0)
     return wet
 
 

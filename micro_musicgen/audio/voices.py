@@ -114,6 +114,12 @@ def make_kit(rng: np.random.Generator, sample_rate: int, name: str, *, takes: in
     return Kit(name=name, shots=shots, room=_peak(room, 0.05), drive=rng.uniform(1.2, 2.6))
 
 
+def room_echo(rng: np.random.Generator, sample_rate: int, *, half_s: float, level: float = 0.05) -> Wave:
+    """Gives the echo [L] of a room, which halves every `half_s` seconds."""
+    t = _seconds(8 * half_s, sample_rate)
+    return _peak(_coloured_noise(rng, len(t), sample_rate, low_hz=150, high_hz=6000) * _decay(t, half_s), level)
+
+
 def bass_note(
     sample_rate: int, *, frequency: float, duration_s: float, cutoff: float, glide: float, is_saw: bool
 ) -> Wave:

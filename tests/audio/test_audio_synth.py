@@ -78,7 +78,7 @@ def test_bass_sounds_at_its_pitch(is_saw):
 
 def test_what_rings_past_the_end_rings_on_at_the_start():
     loop = np.zeros(10)
-    synth._add_wrapped(loop, np.arange(1.0, 5.0), 8)
+    synth.add_wrapped(loop, np.arange(1.0, 5.0), 8)
     assert loop.tolist() == [3, 4, 0, 0, 0, 0, 0, 0, 1, 2]
 
 
