@@ -15,6 +15,11 @@ from micro_musicgen.data.info import clean
 from micro_musicgen.data.manifest import Track
 from micro_musicgen.errors import MicroMusicGenError
 
+NUM_VARIANTS = 16
+"""Texts that one track has beside the full one. So few that a frozen encoder, which reads each of them once, has soon
+read them all: on a CPU it takes as long for a text as a small model for a training step.
+"""
+
 ATTRIBUTES = ("genre", "moods", "instrument", "bpm", "key", "keywords")
 """The attributes that are heard, in the order of the full text. Titles, artists and licences are not heard."""
 
@@ -49,11 +54,19 @@ class _Words(NamedTuple):
 
 
 class Descriptions:
-    """The texts of a data set's tracks. seed: decides every variant together with the place of a crop."""
+    """The texts of a data set's tracks. seed: decides the variants, and which of them a crop is told."""
 
-    def __init__(self, tracks: Sequence[Track], seed: int = 0, templates: Templates | None = None) -> None:
+    def __init__(
+        self,
+        tracks: Sequence[Track],
+        seed: int = 0,
+        templates: Templates | None = None,
+        *,
+        num_variants: int = NUM_VARIANTS,
+    ) -> None:
         self.seed = seed
         self.templates = templates or Templates()
+        self.num_variants = num_variants
         self._words = [_words(track.info) for track in tracks]
 
     @property
@@ -70,9 +83,14 @@ class Descriptions:
         words = self._words[track_index]
         if words is None or place < 0:
             return None if words is None else words.full
-        if not words.attributes:
-            return words.description
-        return self._variant(words, random.Random(f"{self.seed} {place}"))
+        return self.variant(track_index, int(random.Random(f"{self.seed} {place}").random() * self.num_variants))
+
+    def variant(self, track_index: int, number: int) -> str | None:
+        """Gives variant `number`, in [0, num_variants), of a track's text; None where nothing is known about it."""
+        words = self._words[track_index]
+        if words is None or not words.attributes:
+            return None if words is None else words.description
+        return self._variant(words, random.Random(f"{self.seed} {track_index} {number}"))
 
     def _variant(self, words: _Words, chance: random.Random) -> str:
         templates = self.templates

@@ -22,6 +22,9 @@ Progress = Callable[[int, int], None]
 
 SPLITS = ("train", "valid")
 
+MAX_WARM_TEXTS = 8192
+"""Texts that are encoded before a run: minutes of a CPU with t5-base."""
+
 
 class RunConditions:
     """The conditions of one run's batches. Invariant: what a crop is told is a pure function of (seed, its place).
@@ -35,8 +38,8 @@ class RunConditions:
     ) -> None:
         """Takes a run's config, its LM's (as `lm_config` gives it) and the conditioners in the model.
 
-        Full descriptions are encoded here, and kept beside the token stores for the next run; variants of them when
-        they first occur. progress(done, total) counts texts.
+        Texts are encoded here, and kept beside the token stores for the next run; beyond the first thousands, when they
+        first occur. progress(done, total) counts texts.
 
         Raises:
             MicroMusicGenError: the model listens to text and the data set says nothing, or impossible dropout.
@@ -62,14 +65,12 @@ class RunConditions:
         self._warm(progress)
 
     def _warm(self, progress: Progress | None) -> None:
-        texts = {
-            text
-            for split in SPLITS
-            for index in range(self.num_tracks[split])
-            if (text := self.descriptions[split].text(index, -1)) is not None
-        }
+        full = [self.descriptions[split].text(index, -1) for split in SPLITS for index in range(self.num_tracks[split])]
+        train = self.descriptions["train"]
+        variants = [train.variant(i, n) for n in range(train.num_variants) for i in range(self.num_tracks["train"])]
+        texts = [text for text in dict.fromkeys([*full, *variants]) if text is not None]
         for each in self._each("text"):
-            each.warm(sorted(texts), folder=paths.tokens_dir(), progress=progress)
+            each.warm(texts[:MAX_WARM_TEXTS], folder=paths.tokens_dir(), progress=progress)
 
     def _each(self, kind: str) -> list[Conditioner]:
         found = [self.provider.conditioners[name] for name in self.provider.names(kind)]
