@@ -61,7 +61,7 @@ class Bench:
         self.examples: list[Example] = examples(
             homes.PROMPT_SEED,
             EXAMPLES_QUICK if quick else EXAMPLES,
-            length_s=lms.WINDOW_S,
+            length_s=lms.CLIP_S,
             sample_rate=homes.SAMPLE_RATE,
             num_kits=plan.num_kits,
         )

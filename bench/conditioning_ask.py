@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from conditioning_models import CLIP_S
+
 if TYPE_CHECKING:
     import torch
     from conditioning_classifier import Judge
@@ -74,7 +76,7 @@ def ask(
     for first in range(0, len(asked), BATCH):
         rows = slice(first, first + BATCH)
         size = len(asked[rows])
-        model.set_generation_params(cfg_coef=guidance, duration=model.window_s, seed=seed + first)
+        model.set_generation_params(cfg_coef=guidance, duration=CLIP_S, seed=seed + first)
         if texts is None and sounds is None:
             wavs = model.generate_unconditional(size)
         else:

@@ -13,8 +13,13 @@ from conditioning_home import DATASET, Home, HomePlan
 from pool import run_process
 
 CONDITIONERS = ("text_cross", "text_audio", "text_prefix")
-WINDOW_S = 2.4
-"""What models learn, and how long clips and audio prompts are; the judge listens to as much."""
+CLIP_S = 2.4
+"""How long clips and audio prompts are; the judge listens to as much."""
+WINDOW_S = 0.6
+"""What models learn at once. Only the beginning of a crop has to be guessed from what is said, the rest goes on from
+there: equally many frames in short crops hold more beginnings. Of 32 clips each, 0.6 s after 240 steps did 0.82 of what
+was asked, 2.4 s after 300 steps 0.78; the difference is within what chance gives.
+"""
 MAX_TOKENS = 48
 EPOCHS = 3
 DROPOUT = 0.1
@@ -26,8 +31,8 @@ SOUND_DROPOUT = 0.3
 class Recipe:
     """How long and how every model is trained. threads: 0 for all; decides no result."""
 
-    steps: int = 1500
-    batch_size: int = 12
+    steps: int = 800
+    batch_size: int = 48
     lr: float = 4e-3
     scale: str = "nano"
     seed: int = 2036
@@ -35,7 +40,7 @@ class Recipe:
     threads: int = 0
 
 
-QUICK = Recipe(steps=300)
+QUICK = Recipe(steps=240)
 
 
 def overrides(conditioner: str, home: Home, plan: HomePlan, recipe: Recipe) -> list[str]:
@@ -71,7 +76,7 @@ def overrides(conditioner: str, home: Home, plan: HomePlan, recipe: Recipe) -> l
         argv += [f"conditioners.description.text.max_length={MAX_TOKENS}"]
     if "audio" in conditioner:
         argv += [f"attribute_dropout.wav.audio_prompt={SOUND_DROPOUT}"]
-        argv += [f"conditioners.audio_prompt.audio_prompt.duration_s={WINDOW_S}"]
+        argv += [f"conditioners.audio_prompt.audio_prompt.duration_s={CLIP_S}"]
     return [argument.replace(", ", ",") for argument in argv]
 
 

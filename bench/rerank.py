@@ -67,7 +67,7 @@ def run(given: Any, home: homes.Home, plan: homes.HomePlan, recipe: lms.Recipe) 
     rows: list[Row] = []
     for guidance in GUIDANCE:
         say(f"asking {MODEL} with guidance {guidance:g}, {NUM_CANDIDATES} candidates each")
-        model.set_generation_params(cfg_coef=guidance, duration=model.window_s, seed=WORDS_SEED)
+        model.set_generation_params(cfg_coef=guidance, duration=lms.CLIP_S, seed=WORDS_SEED)
         first_scores, best_scores, first_right, best_right = [], [], [], []
         for at in range(0, len(asked), BATCH):
             part, said = texts[at : at + BATCH], asked[at : at + BATCH]
