@@ -13,6 +13,7 @@ import fake_hub
 import pytest
 import tiny_text
 import torch
+import yaml
 
 from micro_musicgen import MicroMusicGen, storage, weights
 from micro_musicgen.conditioners.provider import ConditionProvider
@@ -106,7 +107,9 @@ def test_an_encoder_on_the_hub_goes_by_its_id(home: Path, tmp_path: Path, t5: Pa
 
     path = run / references.CHECKPOINT_NAME
     state = checkpoints.load(path)
-    state["config"] = state["config"].replace(str(t5), "somebody/tiny-t5")
+    config = yaml.safe_load(state["config"])
+    config["conditioners"]["description"]["text"]["encoder"] = "somebody/tiny-t5"
+    state["config"] = yaml.safe_dump(config)
     checkpoints.save(state, path)
     out = export("abcd0123", tmp_path / "release")
     assert not (out / "text_encoder").exists()
