@@ -147,7 +147,7 @@ def _row(name: str, found: Answers, *, aim: str | None = None, note: str = "") -
 
 def print_attributes(title: str, found: Mapping[str, Answers], exam: Examined) -> None:
     """Prints a line an attribute: guided with its 95 % interval, unguided, controls, and how good the judge is."""
-    from conditioning_ask import wilson
+    from micro_musicgen.metrics.bootstrap import proportion
 
     print(f"\n{title}: share of clips that have what was asked")
     print(
@@ -156,11 +156,11 @@ def print_attributes(title: str, found: Mapping[str, Answers], exam: Examined) -
     for name in found[f"w={GUIDANCE:g}"].asked[0]:
         hits = {told: answers.hits(name) for told, answers in found.items()}
         guided = hits[f"w={GUIDANCE:g}"]
-        low, high = wilson(guided)
+        share = proportion(guided)
         shares = {told: statistics.fmean(each) for told, each in hits.items() if each}
         exams = f"{exam.real[name]:6.3f} {exam.coded[name]:6.3f}"
         print(
-            f"{name:10} {shares[f'w={GUIDANCE:g}']:5.2f} {low:5.2f}..{high:4.2f} {shares['w=1']:7.2f} "
+            f"{name:10} {shares[f'w={GUIDANCE:g}']:5.2f} {share.low:5.2f}..{share.high:4.2f} {shares['w=1']:7.2f} "
             f"{shares['wrong']:6.2f} {shares['nothing']:8.2f} {exams}  {len(guided)}"
         )
 

@@ -104,12 +104,3 @@ def examples(seed: int, num_tracks: int, *, length_s: float, sample_rate: int, n
         sound = torch.from_numpy(track.wav[start : start + length])[None]
         found.append(Example(sound, track.attributes))
     return found
-
-
-def wilson(hits: Sequence[bool], z: float = 1.96) -> tuple[float, float]:
-    """Gives the 95 % interval of a share by Wilson's formula, which holds near 0 and 1 too."""
-    n = len(hits)
-    share = sum(hits) / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -64,10 +64,6 @@ class Conditioner(nn.Module):
         """Gives embeddings [B, S, D] and mask bool [B, S], with gradients for what is trained."""
         raise NotImplementedError
 
-    def settled(self) -> dict[str, Any]:
-        """Gives the settings that were found out when this was built, so that a release need not find them again."""
-        return {}
-
     def null(self, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives what `forward` gives of B clips about which nothing is said: zeros, all masked."""
         like = next(self.parameters(), torch.zeros(0))

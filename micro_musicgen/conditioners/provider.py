@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +93,6 @@ def build_provider(config: Mapping[str, Any], surroundings: Surroundings) -> Con
         made[name] = make(each.get(each["model"]) or {}, surroundings)
     _check_fused(config, made)
     return ConditionProvider(made)
-
-
-def settled_config(config: Mapping[str, Any], provider: ConditionProvider) -> dict[str, Any]:
-    """Gives an LM config from which the same model is built without looking at text encoders: a release's."""
-    found = deepcopy(dict(config))
-    for name, each in _named(found).items():
-        conditioner = provider.conditioners[name]
-        assert isinstance(conditioner, Conditioner)
-        found["conditioners"][name][each["model"]] = {**(each.get(each["model"]) or {}), **conditioner.settled()}
-    return found
 
 
 def _check_fused(config: Mapping[str, Any], made: Mapping[str, Conditioner]) -> None:

@@ -117,10 +117,6 @@ class TextConditioner(Conditioner):
             embedded = embedded + self.modality
         return embedded * mask[..., None], mask
 
-    def settled(self) -> dict[str, Any]:
-        """Gives the encoder's width: a model that knows it is built without the encoder."""
-        return {"width": self.width}
-
     def _features(self, text: str, device: torch.device) -> torch.Tensor:
         key = (self.settings.max_length, text)
         held = self.encoder.recent.get(key)

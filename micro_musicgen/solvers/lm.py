@@ -188,12 +188,13 @@ class LMSolver(Solver):
         told: list[tuple[str | None, torch.Tensor | None]] = [(None, None)] * len(held_out)
         if self.conditions is not None:
             texts = self.conditions.descriptions["valid"]
+            hears_text = bool(self.conditions.provider.names("text"))
             told = [
-                (texts.text(track, -1), sound)
+                (texts.text(track, -1) if hears_text else None, sound)
                 for crops in batches
                 for track, sound in zip(crops.tracks, crops.prompts, strict=True)
             ]
-        codes = make_codes(player, told, self)
+        codes = make_codes(player, told)
         sets = (code_embeddings(self.codec, found.to(self.device)) for found in (codes, held_out))
         found = {**self._valid(0, 1), "frechet": frechet_distance(*sets)}
         if self.conditions is not None:
@@ -207,7 +208,7 @@ class LMSolver(Solver):
         section = self.cfg.generate
         player = make_player(self, section.lm.gen_duration or float(self.cfg.dataset.segment_duration))
         epoch, wanted = len(self.history), samples(self)
-        for sample, wav in zip(wanted, play(player, wanted, self).cpu().numpy(), strict=True):
+        for sample, wav in zip(wanted, play(player, wanted).cpu().numpy(), strict=True):
             write_wav(self.folder / section.path / f"{epoch:04d}_{sample.label}.wav", wav, self.codec.sample_rate)
         self.reporter.message(f"{len(wanted)} clips in {self.folder / section.path}")
 

@@ -73,20 +73,15 @@ def samples(solver: LMSolver) -> list[Sample]:
     return found or [Sample(str(index)) for index in range(section.num_samples)]
 
 
-def play(player: MicroMusicGen, wanted: Sequence[Sample], solver: LMSolver) -> torch.Tensor:
+def play(player: MicroMusicGen, wanted: Sequence[Sample]) -> torch.Tensor:
     """Gives one clip [C, L] per sample, stacked as [B, C, L]."""
-    codes = make_codes(player, [(sample.text, sample.sound) for sample in wanted], solver)
-    return player.decode(codes)
+    return player.decode(make_codes(player, [(sample.text, sample.sound) for sample in wanted]))
 
 
-def make_codes(
-    player: MicroMusicGen, said: Sequence[tuple[str | None, torch.Tensor | None]], solver: LMSolver
-) -> torch.Tensor:
+def make_codes(player: MicroMusicGen, said: Sequence[tuple[str | None, torch.Tensor | None]]) -> torch.Tensor:
     """Gives codes [B, K, T] of clips about which (text, codes of a sound) is said, each possibly None."""
-    if solver.conditions is None:
-        return player.codes(len(said))
-    heard = player.conditioner.heard([text for text, _ in said], [sound for _, sound in said])
-    return player.codes(len(said), conditions=(heard.conditional, heard.null))
+    texts, sounds = [text for text, _ in said], [sound for _, sound in said]
+    return player.codes(len(said), descriptions=texts, audio_prompts=sounds)
 
 
 def file_label(text: str) -> str:

@@ -69,8 +69,8 @@ class RunConditions:
         train = self.descriptions["train"]
         variants = [train.variant(i, n) for n in range(train.num_variants) for i in range(self.num_tracks["train"])]
         texts = [text for text in dict.fromkeys([*full, *variants]) if text is not None]
-        for each in self._each("text"):
-            each.warm(texts[:MAX_WARM_TEXTS], folder=paths.tokens_dir(), progress=progress)
+        said = dict.fromkeys(self.provider.names("text"), texts[:MAX_WARM_TEXTS])
+        self.provider.warm(said, folder=paths.tokens_dir(), progress=progress)
 
     def _each(self, kind: str) -> list[Conditioner]:
         found = [self.provider.conditioners[name] for name in self.provider.names(kind)]

@@ -19,7 +19,7 @@ from micro_musicgen.conditioners.base import Surroundings, conditioners
 from micro_musicgen.conditioners.fusing import fuse, read_fuser
 from micro_musicgen.conditioners.lazy_registry import LazyRegistry
 from micro_musicgen.conditioners.plugins import load_plugins
-from micro_musicgen.conditioners.provider import ConditionProvider, build_provider, is_ours, settled_config
+from micro_musicgen.conditioners.provider import ConditionProvider, build_provider, is_ours
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import build_condition_provider, build_lm, lm_config, lm_spec
 
@@ -151,11 +151,11 @@ def test_a_name_is_known_before_its_module_is_imported(tmp_path: Path, monkeypat
         registry.get("pear")
 
 
-def test_a_settled_config_needs_no_encoder(t5: Path) -> None:
+def test_a_config_that_says_the_width_needs_no_encoder(t5: Path) -> None:
     plain = config(t5)
-    settled = settled_config(plain, build_condition_provider(plain, window_s=1.0))
-    assert "width" not in plain["conditioners"]["description"]["text"]
-    settled["conditioners"]["description"]["text"]["encoder"] = "/gone/since"
+    width = build_condition_provider(plain, window_s=1.0).conditioners["description"].width
+    settled = deepcopy(plain)
+    settled["conditioners"]["description"]["text"] |= {"encoder": "/gone/since", "width": width}
     model = build_lm(settled, window_s=1.0)
     assert {n: t.shape for n, t in model.state_dict().items()} == {
         n: t.shape for n, t in build_lm(plain, window_s=1.0).state_dict().items()

@@ -154,8 +154,9 @@ def test_the_encoder_stays_frozen_and_in_eval_mode(told_home: Path) -> None:
     assert id(provider.conditioners["description"].projection.weight) in grouped
 
 
-def test_evaluate_says_how_much_the_conditions_say(told_home: Path) -> None:
-    solver = built(overrides("text_audio", told_home, "label=evaluated", "dataset.evaluate.num_samples=2"))
+@pytest.mark.parametrize("conditioner", ["audio_prompt", "text_audio"])
+def test_evaluate_says_how_much_the_conditions_say(conditioner: str, told_home: Path) -> None:
+    solver = built(overrides(conditioner, told_home, "label=evaluated", "dataset.evaluate.num_samples=2"))
     solver.model.eval()
     with torch.no_grad():
         found = solver.evaluate()
