@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,22 @@ def test_a_torn_file(path: Path, kept: int) -> None:
     with pytest.raises(MicroMusicGenError, match=r"checkpoint .*checkpoint.th is damaged or not ours") as caught:
         checkpoints.load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_bytes_are_more_than_one_line(path: Path) -> None:
+    """Random bytes spell opcodes that end in errors of many kinds; damaged files may also still be readable."""
+    whole, draw = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        path.write_bytes(draw.randbytes(draw.randrange(1, 4096)))
+        with pytest.raises(MicroMusicGenError, match=r"is damaged or not ours|is not a micro_musicgen checkpoint"):
+            checkpoints.load(path)
+        damaged = bytearray(whole)
+        for _ in range(draw.randrange(1, 9)):
+            damaged[draw.randrange(len(whole))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(MicroMusicGenError):
+            checkpoints.load(path)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
