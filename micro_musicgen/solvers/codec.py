@@ -142,7 +142,7 @@ class CodecSolver(Solver):
         model, nothing = self.model, torch.zeros((), device=wav.device)
         if self.phase == REFIT:
             with torch.no_grad():
-                latents = model.quantizer.decode(model.quantizer.encode(model.encoder(wav)))
+                latents = self._final_latents(model.quantizer.encode(model.encoder(wav)))
             return model.decoder(latents)[..., : wav.shape[-1]], {}, nothing
         latents = model.encoder(wav)
         # What is no number must not reach the codebooks, which move before the loss is known.
@@ -155,6 +155,19 @@ class CodecSolver(Solver):
         penalty = quantised.penalty * model.num_codebooks / latents.detach().float().var().clamp(min=1e-8)
         metrics = {"commit": penalty.detach(), "restarted": float(restarted)}
         return model.decoder(quantised.x)[..., : wav.shape[-1]], metrics, penalty
+
+    def _final_latents(self, codes: torch.Tensor) -> torch.Tensor:
+        """Gives what the decoder will be played, latents [B, D, T] of codes [B, K, T].
+
+        With `rvq.q_dropout` every clip keeps its first codebooks only, one to all of them, so that the decoder also
+        knows what it gets from a language model of fewer codebooks.
+        """
+        decode = self.model.quantizer.decode
+        if not self.cfg.rvq.q_dropout:
+            latents: torch.Tensor = decode(codes)
+            return latents
+        kept = torch.randint(1, codes.shape[1] + 1, (len(codes),)).tolist()
+        return torch.cat([decode(clip[None, :number]) for clip, number in zip(codes, kept, strict=True)])
 
     def _adversarial(self, decoded: torch.Tensor, wav: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         """Gives the losses that the adversaries add, after training them where `adversarial.every` says so."""

@@ -56,6 +56,7 @@ def _die_at(step: int, then: Callable[[], object]) -> None:
     then()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork of itself")
 def test_killed_before_every_step_in_turn_it_ends_with_the_same_bytes(tmp_path, tracks, expected, monkeypatch):
     monkeypatch.setattr(encode, "SHARD_BYTES", 120 * 2 * 2)

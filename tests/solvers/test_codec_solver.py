@@ -76,7 +76,10 @@ def test_what_is_played_has_the_codebooks_that_were_fitted_to_its_encoder(ema: s
     assert state["best"]["epoch"] == 4, "the last model is the one to play"
 
 
-@pytest.mark.parametrize("killed_at", [1, 4, 8, 15, 19])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("killed_at", [pytest.param(n, marks=SLOW) for n in (1, 8, 15)] + [4, 19])
 def test_killed_and_resumed_is_bit_equal_to_not_killed(
     killed_at: int, toy_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +106,24 @@ def test_killed_and_resumed_is_bit_equal_to_not_killed(
 
 
 @pytest.mark.slow
+def test_with_quantiser_dropout_the_decoder_also_learns_from_fewer_codebooks(toy_home: Path) -> None:
+    xp = main.experiment([*DEBUG, "rvq.q_dropout=true"])
+    main.init_xp(xp)
+    with xp.enter():
+        solver = get_solver(xp.cfg)
+    codes = torch.randint(0, 64, (64, 4, 3))
+    solver.model.quantizer.vq.layers[0]._codebook.inited.fill_(1)
+    for layer in solver.model.quantizer.vq.layers:
+        layer._codebook.embed.normal_()
+    torch.manual_seed(0)
+    made = solver._final_latents(codes)
+    by_number = [solver.model.quantizer.decode(codes[:, :number]) for number in range(1, 5)]
+    kept = [[torch.equal(clip, whole[index]) for whole in by_number] for index, clip in enumerate(made)]
+    assert all(sum(row) == 1 for row in kept) and all(any(column) for column in zip(*kept, strict=True))
+    torch.manual_seed(0)
+    assert torch.equal(solver._final_latents(codes), made), "a step's draws follow its seed"
+
+
 def test_adversaries_train_and_resume(toy_home: Path) -> None:
     tiny = [f"msstftd.{key}=[128]" for key in ("n_ffts", "win_lengths")] + ["msstftd.hop_lengths=[32]"]
     argv = [*DEBUG, "adversarial.adversaries=[msstftd]", "msstftd.filters=2", *tiny, "losses.adv=1", "losses.feat=1"]

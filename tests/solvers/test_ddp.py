@@ -72,6 +72,7 @@ def assert_equivalent(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert torch.allclose(ours["model"][name], value, atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_at_the_same_batch(alone: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, expected = alone
     shutil.rmtree(folder, ignore_errors=True)

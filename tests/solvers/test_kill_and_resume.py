@@ -63,7 +63,7 @@ def points(events: list[str], count: int) -> list[int]:
     return sorted({*firsts, *spread})[-count:] if count < 10 else sorted({*firsts, *spread})
 
 
-@pytest.mark.parametrize("index", range(QUICK_POINTS))
+@pytest.mark.parametrize("index", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, QUICK_POINTS))])
 def test_killed_at_a_write_or_a_step_and_resumed_equals_not_killed(index: int, whole: Whole, tmp_path: Path) -> None:
     at = points(whole.events, QUICK_POINTS)[index]
     shutil.rmtree(whole.folder, ignore_errors=True)

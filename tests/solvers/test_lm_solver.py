@@ -45,7 +45,7 @@ def test_running_a_finished_run_again_changes_nothing(toy_home: Path) -> None:
     assert checkpoint(folder)["history"] == before["history"]
 
 
-@pytest.mark.parametrize("killed_at", [0, 3, 4, 9, 19])
+@pytest.mark.parametrize("killed_at", [pytest.param(n, marks=pytest.mark.slow) for n in (0, 3, 9)] + [4, 19])
 def test_killed_and_resumed_is_bit_equal_to_not_killed(
     killed_at: int, toy_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_accumulation_takes_the_crops_that_one_large_batch_would(toy_home: Path)
     assert found[1] == pytest.approx(found[0], rel=1e-5) and found[2] == pytest.approx(found[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_snapshots_and_best_epochs_hold_weights_that_play(toy_home: Path) -> None:
     folder = run_xp([*LM_DEBUG, "generate.every=never", "optim.epochs=5", "optim.lr=3e-3", "label=snapshots"])
     state = checkpoint(folder)
@@ -197,6 +198,7 @@ def test_a_tally_goes_on_where_it_was_saved() -> None:
     assert second.means() == whole.means() and second.end == 7
 
 
+@pytest.mark.slow
 def test_continue_from_takes_releases_of_both_forms_and_refuses_another_codec(toy_home: Path, tmp_path: Path) -> None:
     from micro_musicgen.release.export import export
 
@@ -220,6 +222,7 @@ def test_continue_from_takes_releases_of_both_forms_and_refuses_another_codec(to
     shutil.rmtree(other)
 
 
+@pytest.mark.slow
 def test_train_from_takes_codec_size_and_weights(toy_home: Path, tmp_path: Path) -> None:
     from micro_musicgen.release.export import export
     from micro_musicgen.training import TrainingRequest, dry_run, train
