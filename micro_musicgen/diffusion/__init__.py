@@ -1,0 +1,1 @@
+"""Diffusion over latents or spectra: representation, network, objective and schedule, sampler, each on its own."""
