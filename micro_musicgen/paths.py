@@ -51,6 +51,11 @@ def tokens_dir() -> Path:
     return home() / "tokens"
 
 
+def frames_dir() -> Path:
+    """Gives the folder of the frame stores, one folder a (data set split, representation) below it."""
+    return home() / "frames"
+
+
 def runs_dir() -> Path:
     """Gives Dora's folder. Experiment folders are `runs_dir()/xps/SIGNATURE`."""
     return home()

@@ -51,7 +51,7 @@ def encode_track(track: Track, codec: Codec, settings: TokenSettings) -> tuple[n
     if loops:
         # Two segments hold a crop from every phase of the loop, since the loop is shorter than one.
         wav = np.resize(wav, 2 * segment_frames * hop)
-    with _one_thread():
+    with one_thread():
         codes = encode_windows(wav, codec, window_s=settings.window_s, overlap_s=settings.overlap_s)
     return codes[: max(1, len(wav) // hop)], loops
 
@@ -71,11 +71,8 @@ def encode_windows(
     num_frames = math.ceil(len(wav) / hop)
     half_overlap = round(overlap_s * codec.frame_rate / 2)
     window = max(round(window_s * codec.frame_rate), 2 * half_overlap + 1)
-    # The last window begins where it reaches the end: it is as long as the others, or the only one.
-    starts = [*range(0, max(0, num_frames - window), window - 2 * half_overlap), max(0, num_frames - window)]
-    edges = [0, *(start + half_overlap for start in starts[1:]), num_frames]
     pieces = []
-    for start, (begin, end) in zip(starts, pairwise(edges), strict=True):
+    for start, begin, end in window_spans(num_frames, window, half_overlap):
         # Copied, so that the samples lie at an aligned address whatever the window: kernels may round by alignment.
         samples = torch.tensor(wav[start * hop : (start + window) * hop])
         codes = codec.encode(samples[None, None])[0]
@@ -87,8 +84,18 @@ def encode_windows(
     return np.ascontiguousarray(np.concatenate(pieces))
 
 
+def window_spans(num_frames: int, window: int, half_overlap: int) -> Iterator[tuple[int, int, int]]:
+    """Gives of each window, in frames: where it starts, and the range [begin, end) of the whole that it gives."""
+    # The last window begins where it reaches the end: it is as long as the others, or the only one.
+    starts = [*range(0, max(0, num_frames - window), window - 2 * half_overlap), max(0, num_frames - window)]
+    edges = [0, *(start + half_overlap for start in starts[1:]), num_frames]
+    for start, (begin, end) in zip(starts, pairwise(edges), strict=True):
+        yield start, begin, end
+
+
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Makes torch use one thread for as long as the block lasts."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
