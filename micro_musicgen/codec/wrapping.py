@@ -93,8 +93,13 @@ class FrozenCodec:
 
 def content_hash(model: nn.Module, facts: Mapping[str, Any]) -> str:
     """Gives 16 hex digits that name a codec by its facts and every weight, whatever device they are on."""
+    return state_hash(model.state_dict(), facts)
+
+
+def state_hash(state: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> str:
+    """Gives the `content_hash` of the codec that has this state_dict, without building it."""
     digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -59,6 +59,20 @@ def generate(
         str | None,
         typer.Option(help="The CLAP model that scores clips by --text: a Hub id or a folder.", metavar="REF"),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(
+            help="What turns codes into sound: plain, diffusion (the release's), or the run of one.  [default: plain]",
+            metavar="REF",
+        ),
+    ] = None,
+    decoder_steps: Annotated[
+        int | None, typer.Option(help="Steps of the diffusion decoder: fewer are faster.  [default: decoder's]")
+    ] = None,
+    decoder_guidance: Annotated[
+        float | None,
+        typer.Option(help="How closely the diffusion decoder follows the codes: 1 as trained.  [default: decoder's]"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Clips, or candidates, made at once.")] = 8,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; found when not given.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 (the reference), fp16, bf16 or int8.")] = "auto",
@@ -105,6 +119,9 @@ def generate(
         cfg_coef_audio=cfg_audio,
         candidates=candidates,
         clap=clap,
+        decoder=decoder,
+        decoder_steps=decoder_steps,
+        decoder_guidance=decoder_guidance,
         batch_size=batch_size,
         device=device,
         precision=precision,

@@ -31,13 +31,17 @@ def export(
     form: Annotated[str, typer.Option("--format", help="micro, or audiocraft for upstream's .bin files.")] = "micro",
     name: Annotated[str | None, typer.Option(help="Name on the card; the folder's by default.")] = None,
     license_id: Annotated[str | None, typer.Option("--license", help="Licence of your weights, for the card.")] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="A diffusion decoder to ship with it: a run or a release; plain for none.", metavar="REF"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing release.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a release folder of a trained run: weights, config, card."""
     from micro_musicgen.release.export import export as write
 
-    folder = write(run, out, form=form, name=name, license_id=license_id, overwrite=overwrite)
+    folder = write(run, out, form=form, name=name, license_id=license_id, decoder=decoder, overwrite=overwrite)
     held = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in held}
     lines = [f"{size / 1e6:10.2f} MB  {file}" for file, size in files.items()]

@@ -37,7 +37,8 @@ class ClipRequest:
     seed: None draws one. prompt: an audio file whose first `prompt_duration_s` seconds every clip begins with.
     texts, audio_prompts: what the clips are to be like; one for all of them, or one each. cfg_coef, cfg_coef_audio:
     None for the model's own guidance. candidates: made of each clip, of which the CLAP model `clap` (a Hub id or a
-    folder) chooses one. batch_size: candidates made at once; it changes speed and memory, never the clips.
+    folder) chooses one. batch_size: candidates made at once; it changes speed and memory, never the clips. decoder and
+    what follows: as `MicroMusicGen.get_pretrained` takes them.
     """
 
     release: str
@@ -57,6 +58,9 @@ class ClipRequest:
     candidates: int = 1
     clap: str | None = None
     batch_size: int = 8
+    decoder: str | None = None
+    decoder_steps: int | None = None
+    decoder_guidance: float | None = None
     device: str | None = None
     precision: str = "auto"
     overwrite: bool = False
@@ -208,7 +212,14 @@ def _best(
 
 def open_model(request: ClipRequest, seed: int) -> MicroMusicGen:
     """Gives the model of `request`, its parameters set."""
-    model = MicroMusicGen.get_pretrained(request.release, device=request.device, precision=request.precision)
+    model = MicroMusicGen.get_pretrained(
+        request.release,
+        device=request.device,
+        precision=request.precision,
+        decoder=request.decoder,
+        decoder_steps=request.decoder_steps,
+        decoder_guidance=request.decoder_guidance,
+    )
     model.set_generation_params(
         duration=request.duration_s,
         seed=seed,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from micro_musicgen.codec.encodec import EncodecCodec
 from micro_musicgen.codec.parts import CodecParts
+from micro_musicgen.codec.wrapping import state_hash
 from micro_musicgen.contracts import Codec
-from micro_musicgen.engine.decoder import CodecDecoder
+from micro_musicgen.engine.decoder import CodecDecoder, DecoderStream
 
 
 class PlayingCodec:
@@ -20,9 +21,13 @@ class PlayingCodec:
     Invariant: both halves are of the same weights.
     """
 
-    def __init__(self, decoder: CodecDecoder, whole: Callable[[], Codec]) -> None:
+    def __init__(
+        self, decoder: CodecDecoder, whole: Callable[[], Codec], name: Callable[[], str] | None = None
+    ) -> None:
+        """name: gives the content hash, where that can be had without the other half."""
         self.decoder = decoder
         self._whole = functools.cache(whole)
+        self._name = name
         self.sample_rate, self.channels = decoder.sample_rate, decoder.channels
         self.frame_rate, self.hop_samples = decoder.frame_rate, decoder.hop_samples
         self.num_codebooks, self.cardinality = decoder.num_codebooks, decoder.cardinality
@@ -30,10 +35,10 @@ class PlayingCodec:
         self.content_hash: str
 
     def __getattr__(self, name: str) -> str:
-        """Gives the hash, which needs all weights of both halves, when somebody asks for it."""
+        """Gives the hash, which takes all weights of both halves, when somebody asks for it."""
         if name != "content_hash":
             raise AttributeError(name)
-        self.content_hash = self.whole.content_hash
+        self.content_hash = self.whole.content_hash if self._name is None else self._name()
         return self.content_hash
 
     @property
@@ -61,6 +66,10 @@ class PlayingCodec:
         """Gives audio [B, C, L] of latents [B, D, T]."""
         return self.decoder.decode_latents(latents)
 
+    def stream(self, num_clips: int) -> DecoderStream:
+        """Gives a stream of codes to audio."""
+        return self.decoder.stream(num_clips)
+
 
 def codec_of_parts(found: CodecParts, device: torch.device, precision: str = "fp32") -> Codec:
     """Gives the codec made of `found`, with the fast decoder where it knows the codec's kind.
@@ -75,7 +84,7 @@ def codec_of_parts(found: CodecParts, device: torch.device, precision: str = "fp
     decoder = CodecDecoder.from_state(
         found.config, found.state, device=device, precision=precision, source=found.source
     )
-    return PlayingCodec(decoder, lambda: build_codec(found, device))
+    return PlayingCodec(decoder, lambda: build_codec(found, device), lambda: state_hash(found.state, found.config))
 
 
 def playing(codec: Codec) -> Codec:
@@ -96,6 +105,24 @@ class AudioStream(Protocol):
         """Gives the rest."""
 
 
+class LatentStream(Protocol):
+    """Latents in, audio out, as it becomes final."""
+
+    def push_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Gives the samples [B, C, m] that are final once latents [B, D, n] are known too."""
+
+    def finish(self) -> torch.Tensor:
+        """Gives the rest."""
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A codec whose codes can be decoded in pieces."""
+
+    def stream(self, num_clips: int) -> AudioStream:
+        """Gives a stream for `num_clips` clips that advance together."""
+
+
 class _Whole:
     """For codecs that can't be decoded in pieces: nothing until the end."""
 
@@ -103,18 +130,30 @@ class _Whole:
         self.codec = codec
         self.nothing = torch.zeros(num_clips, codec.channels, 0)
         self.codes: list[torch.Tensor] = []
+        self.latents: list[torch.Tensor] = []
 
     def push(self, codes: torch.Tensor) -> torch.Tensor:
         self.codes.append(codes)
         return self.nothing
 
+    def push_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        self.latents.append(latents)
+        return self.nothing
+
     def finish(self) -> torch.Tensor:
+        if self.latents:
+            return self.codec.decode_latents(torch.cat(self.latents, dim=-1))
         return self.codec.decode(torch.cat(self.codes, dim=-1)) if self.codes else self.nothing
 
 
 def audio_stream(codec: Codec, num_clips: int) -> AudioStream:
     """Gives a stream that decodes `num_clips` clips; a codec that can't be cut gives everything at the end."""
-    return codec.decoder.stream(num_clips) if isinstance(codec, PlayingCodec) else _Whole(codec, num_clips)
+    return codec.stream(num_clips) if isinstance(codec, Streaming) else _Whole(codec, num_clips)
+
+
+def latent_stream(codec: Codec, num_clips: int) -> LatentStream:
+    """Gives a stream over latents; a codec that can't be cut gives everything at the end."""
+    return codec.stream(num_clips) if isinstance(codec, PlayingCodec) else _Whole(codec, num_clips)
 
 
 def decoded(codec: Codec, chunks: Iterator[torch.Tensor], num_clips: int) -> Iterator[torch.Tensor]:

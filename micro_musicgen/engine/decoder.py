@@ -222,15 +222,29 @@ class DecoderStream:
     def push(self, codes: torch.Tensor) -> torch.Tensor:
         """Gives the samples [B, C, m] that are final now that codes [B, K, n] have come; m whole frames, maybe 0."""
         codes = self.decoder._checked(codes)
-        if codes.shape[0] != self.num_clips:
-            raise MicroMusicGenError(f"codes of {codes.shape[0]} clips for a stream of {self.num_clips}")
-        if self._finished:
-            raise MicroMusicGenError("this stream is finished; open another one")
+        self._check(codes.shape[0])
         pieces = [
             self._made(self.decoder._rows_of_codes(codes[:, :, start : start + BLOCK_FRAMES]), last=False)
             for start in range(0, codes.shape[2], BLOCK_FRAMES)
         ]
         return self._whole_frames(pieces, last=False)
+
+    @torch.inference_mode()
+    def push_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Gives the samples [B, C, m] that are final now that latents [B, D, n] have come."""
+        self._check(latents.shape[0])
+        rows = latents.to(self.decoder.device, torch.float32).transpose(1, 2)
+        pieces = [
+            self._made(rows[:, start : start + BLOCK_FRAMES], last=False)
+            for start in range(0, rows.shape[1], BLOCK_FRAMES)
+        ]
+        return self._whole_frames(pieces, last=False)
+
+    def _check(self, num_clips: int) -> None:
+        if num_clips != self.num_clips:
+            raise MicroMusicGenError(f"codes of {num_clips} clips for a stream of {self.num_clips}")
+        if self._finished:
+            raise MicroMusicGenError("this stream is finished; open another one")
 
     @torch.inference_mode()
     def finish(self) -> torch.Tensor:

@@ -36,21 +36,27 @@ class MicroMusicGen(Player):
         name: str | Path,
         device: str | torch.device | None = None,
         precision: str = "auto",
-        decoder: str | None = None,
+        decoder: str | Path | None = None,
         mode: str = "auto",
+        *,
+        decoder_steps: int | None = None,
+        decoder_guidance: float | None = None,
     ) -> MicroMusicGen:
         """Gives the model that `name` refers to: a release folder (ours or audiocraft's), a run, or a Hub id.
 
         device: None takes the best there is. precision: auto, fp32 (the reference), bf16 or int8. mode: see `__init__`.
+        decoder: how codes become sound: "plain" or None, the codec alone; "diffusion", the release's own diffusion
+        decoder; or the run or release of another. decoder_steps, decoder_guidance: of that one's sampler, as it was
+        made with by default.
 
         Raises:
-            MicroMusicGenError: it does not exist, is damaged or incomplete; or an unknown device, precision or mode.
+            MicroMusicGenError: it does not exist, is damaged or incomplete; an unknown device, precision or mode; or a
+                decoder that there is not, or of other codes.
         """
-        from micro_musicgen.engine.load import load_player
+        from micro_musicgen.engine.load import DecoderWish, load_player
 
-        if decoder is not None:
-            raise MicroMusicGenError(f"decoder {decoder!r}: this version plays through the codec only; leave it out")
-        return load_player(cls, name, pick_device(device), precision=precision, mode=mode)
+        wish = DecoderWish(reference=decoder, steps=decoder_steps, guidance=decoder_guidance)
+        return load_player(cls, name, pick_device(device), precision=precision, mode=mode, decoder=wish)
 
     @overload
     def generate_unconditional(

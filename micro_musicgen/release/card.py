@@ -21,6 +21,7 @@ class CardFacts:
 
     license_id: what the maker chose for the weights, None when nothing was chosen: then nothing is claimed.
     pretrained_codec: the name of a codec that is not part of the release. num_codec_parameters: None when unknown.
+    decoder: what its diffusion decoder is, in one line; None where there is none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class CardFacts:
     window_s: float
     license_id: str | None
     provenance: Mapping[str, Any]
+    decoder: str | None = None
 
 
 def render_card(facts: CardFacts) -> str:
@@ -88,6 +90,7 @@ def _sizes(facts: CardFacts) -> str:
         ("shape", f"{spec.num_layers} layers, width {spec.dim}, {spec.num_heads} heads"),
         ("codes", f"{spec.num_codebooks} codebooks of {spec.card}"),
         ("codec", codec),
+        *([] if facts.decoder is None else [("diffusion decoder (`--decoder diffusion`)", facts.decoder)]),
     ]
     return "## Size\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 

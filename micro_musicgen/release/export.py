@@ -20,8 +20,10 @@ from micro_musicgen.contracts import LMSpec, ReleaseConfig
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import FRAME_RATE, lm_spec
 from micro_musicgen.registry import Registry
+from micro_musicgen.release import decoder as decoders
 from micro_musicgen.release import encoders, provenance
 from micro_musicgen.release.card import CardFacts, render_card
+from micro_musicgen.release.decoder import DecoderParts
 from micro_musicgen.release.load import build_model, check_fit
 from micro_musicgen.release.source import AUDIOCRAFT_FILES, CARD_FILE, LM_WEIGHTS, MICRO_FILES, ModelParts, read_parts
 from micro_musicgen.upstream.packages import CODEC_PACKAGE, LM_PACKAGE, write_package, write_pretrained_package
@@ -42,6 +44,7 @@ class Export:
     num_lm_parameters: int
     num_codec_parameters: int | None
     provenance: dict[str, Any]
+    decoder: DecoderParts | None
 
 
 Writer = Callable[[Export, Path], None]
@@ -56,26 +59,28 @@ def export(
     form: str = "micro",
     name: str | None = None,
     license_id: str | None = None,
+    decoder: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Gives `out` after writing the release of `run` there.
 
     run: signature, run folder or data set name (its newest run); a release in another form serves as well. form:
     "micro" (safetensors and JSON) or "audiocraft" (its two .bin files). name: on the card, the folder's by default.
-    license_id: the licence that the maker chose; none is claimed without it.
+    license_id: the licence that the maker chose; none is claimed without it. decoder: reference of a diffusion decoder
+    to ship beside the codec; "plain" leaves out the one that `run`, a release then, has.
 
     The folder appears when it is complete. overwrite: replaces a release that is there, and nothing else.
 
     Raises:
         MissingFileError: the run, or the codec it was trained on, does not exist.
-        MicroMusicGenError: unknown form, `out` is taken, or codec and language model don't fit.
+        MicroMusicGenError: unknown form, `out` is taken, or codec, language model and decoder don't fit.
     """
     out = Path(out).expanduser()
     write = forms.get(form)
     if license_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license_id):
         raise MicroMusicGenError(f"license {license_id!r} is no licence id; use one like cc-by-4.0, cc0-1.0 or mit")
     _check_target(out, overwrite=overwrite)
-    found = _collect(read_parts(run), name or out.resolve().name)
+    found = _collect(read_parts(run), name or out.resolve().name, decoder)
     scratch = storage.ensure_writable(out.resolve().with_name(f".{out.resolve().name}.{os.getpid()}.tmp"))
     try:
         write(found, scratch)
@@ -102,15 +107,22 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
         raise MicroMusicGenError(f"{out} already holds a release; name another folder, or add --overwrite")
 
 
-def _collect(found: ModelParts, name: str) -> Export:
+def _collect(found: ModelParts, name: str, decoder: str | Path | None) -> Export:
     """Builds everything once, so that nothing is released that would not load."""
     codec = found.codec()
     spec = lm_spec(found.lm)
+    chosen = found.decoder() if decoder is None else decoders.choose(decoder, found.decoder, found.source)
     num_codec_parameters, frame_rate = None, FRAME_RATE
     if codec.pretrained is None:
         built = build_encodec(codec)
         check_fit(spec, built, found, codec)
         num_codec_parameters, frame_rate = sum(p.numel() for p in built.model.parameters()), built.frame_rate
+        if chosen is not None:
+            decoders.check_fit(chosen.config, built, source=chosen.source)
+    if chosen is not None:
+        from micro_musicgen.release.decoder_model import build_decoder
+
+        build_decoder(chosen)
     lm = build_model(found, frame_rate=frame_rate)
     return Export(
         name=name,
@@ -121,18 +133,20 @@ def _collect(found: ModelParts, name: str) -> Export:
         num_lm_parameters=sum(p.numel() for p in lm.parameters()),
         num_codec_parameters=num_codec_parameters,
         provenance={**found.provenance, "codec": dict(codec.origin), "exported_with": provenance.software()},
+        decoder=chosen,
     )
 
 
 @forms.register("micro")
 def write_micro(found: Export, folder: Path) -> None:
-    """Fills `folder` with `config.json`, `model.safetensors` and, unless they go by name, `codec.safetensors` and
-    `text_encoder/`.
+    """Fills `folder` with `config.json`, `model.safetensors`, unless they go by name `codec.safetensors` and
+    `text_encoder/`, and where there is one `decoder.safetensors`.
     """
     lm, encoder = encoders.released(found.parts.lm, found.parts.source)
     weights.write_weights(folder / LM_WEIGHTS, found.lm_state)
     if found.codec.pretrained is None:
         weights.write_weights(folder / codec_parts.WEIGHTS_FILE, found.codec.state)
+    decoder = None if found.decoder is None else decoders.write_release(found.decoder, folder)
     hashes = {path.name: storage.file_hash(path) for path in sorted(folder.iterdir())}
     if encoder is not None:
         hashes |= encoders.copy_encoder(encoder, folder)
@@ -142,6 +156,7 @@ def write_micro(found: Export, folder: Path) -> None:
         codec=found.codec.config,
         codec_reference=found.codec.pretrained,
         conditioners=lm["conditioners"] or {},
+        decoder=decoder,
         sample_rate=found.parts.sample_rate,
         window_s=found.parts.window_s,
         hashes=hashes,
@@ -162,6 +177,10 @@ def write_audiocraft(found: Export, folder: Path) -> None:
 
     `conditioners: {}` instead of null, which audiocraft's own loader trips over, so that no patch is needed for it.
     """
+    if found.decoder is not None:
+        raise MicroMusicGenError(
+            "audiocraft has no diffusion decoder of codes; export with --format micro, or with --decoder plain"
+        )
     if is_ours(found.parts.lm):
         kinds = sorted({str(each["model"]) for each in found.parts.lm["conditioners"].values()})
         raise MicroMusicGenError(
@@ -201,6 +220,7 @@ def _card_facts(found: Export, form: str, license_id: str | None) -> CardFacts:
         window_s=found.parts.window_s,
         license_id=license_id,
         provenance=found.provenance,
+        decoder=None if found.decoder is None else found.decoder.line(),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from micro_musicgen import hub_client, storage
 from micro_musicgen.codec import parts as codec_parts
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
-from micro_musicgen.release import encoders
+from micro_musicgen.release import decoder, encoders
 from micro_musicgen.release.source import AUDIOCRAFT_FILES, LM_WEIGHTS, MICRO_FILES, MICRO_PATTERNS
 from micro_musicgen.upstream.packages import LM_PACKAGE
 
@@ -51,6 +51,8 @@ def _check_release(folder: Path) -> list[str]:
         codec_parts.checked_file(folder, LM_WEIGHTS, config)
         if config.codec_reference is None:
             codec_parts.checked_file(folder, codec_parts.WEIGHTS_FILE, config)
+        if config.decoder is not None:
+            decoder.check_release(folder, config)
         encoders.placed(config, folder)
         return sorted(name for name in config.hashes if name.startswith(f"{encoders.FOLDER}/"))
     if not (folder / LM_PACKAGE).is_file():

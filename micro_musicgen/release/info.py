@@ -13,7 +13,8 @@ from micro_musicgen.codec import parts as codec_parts
 from micro_musicgen.codec.parts import CodecParts
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import lm_spec
-from micro_musicgen.release import encoders
+from micro_musicgen.release import decoder, encoders
+from micro_musicgen.release.decoder import DecoderParts
 from micro_musicgen.release.source import ModelParts, read_parts
 from micro_musicgen.upstream.packages import CODEC_PACKAGE, LM_PACKAGE, read_package
 
@@ -21,24 +22,27 @@ from micro_musicgen.upstream.packages import CODEC_PACKAGE, LM_PACKAGE, read_pac
 def describe(reference: str | Path) -> dict[str, Any]:
     """Gives plain facts about what `reference` names, in the order in which a person wants them.
 
-    Keys "kind" ("language model" or "codec"), "where" and the sizes are always there.
+    Keys "kind" ("language model", "codec" or "diffusion decoder"), "where" and the sizes are always there.
 
     Raises:
         MissingFileError: nothing of that name exists.
         MicroMusicGenError: it is damaged, or is neither.
     """
     found = references.resolve(reference)
-    codec = None if found.kind == "hub" else _codec_at(found.local_path())
-    if codec is not None:
-        return {"kind": "codec", "where": codec.source, **_codec_facts(codec)}
+    lone = None if found.kind == "hub" else _lone_part(found.local_path())
+    if isinstance(lone, CodecParts):
+        return {"kind": "codec", "where": lone.source, **_codec_facts(lone)}
+    if lone is not None:
+        return {"kind": "diffusion decoder", "where": lone.source, **_decoder_facts(lone)}
     parts = read_parts(reference)
     return {"kind": "language model", "form": _form(parts), "name": parts.name, "where": parts.source,
             **_lm_facts(parts), **_prefixed("conditions", encoders.described(parts.lm)),
-            **_prefixed("codec", _codec_of(parts)), **_origin(parts.provenance)}  # fmt: skip
+            **_prefixed("codec", _codec_of(parts)), **_prefixed("decoder", _decoder_of(parts)),
+            **_origin(parts.provenance)}  # fmt: skip
 
 
-def _codec_at(path: Path) -> CodecParts | None:
-    """Gives the codec when `path` holds one and no language model."""
+def _lone_part(path: Path) -> CodecParts | DecoderParts | None:
+    """Gives the codec or the diffusion decoder when `path` holds one and no language model."""
     if path.is_dir() and (path / references.CHECKPOINT_NAME).is_file():
         path = path / references.CHECKPOINT_NAME
     if path.is_dir():
@@ -47,6 +51,8 @@ def _codec_at(path: Path) -> CodecParts | None:
     if path.suffix == ".bin":
         return codec_parts.from_package(read_package(path)) if path.name == CODEC_PACKAGE else None
     state = checkpoints.load(path, lazily=True)
+    if state["solver"] == decoder.SOLVER:
+        return decoder.from_run(state, source=str(path))
     return codec_parts.from_run(state, source=str(path)) if state["solver"] == "compression" else None
 
 
@@ -100,6 +106,27 @@ def _codec_facts(codec: CodecParts) -> dict[str, Any]:
         "channels": config["channels"],
         "hop_samples": hop_samples,
         "frame_rate": config["sample_rate"] / hop_samples,
+    }
+
+
+def _decoder_of(parts: ModelParts) -> dict[str, Any]:
+    found = parts.decoder()
+    return {} if found is None else _decoder_facts(found)
+
+
+def _decoder_facts(found: DecoderParts) -> dict[str, Any]:
+    section, sampling = found.config["diffusion"], found.config["sampling"]
+    return {
+        "parameters": found.num_parameters,
+        **found.config.get("frames", {}),
+        "network": found.config["denoiser"]["name"],
+        "objective": section["objective"],
+        "schedule": section["schedule"],
+        "timesteps": section["num_timesteps"],
+        **{key: sampling[key] for key in ("sampler", "steps", "guidance") if key in sampling},
+        "codebooks": ", ".join(str(number) for number in found.codebooks),
+        "window_frames": found.window_frames,
+        **_origin(found.origin),
     }
 
 

@@ -16,7 +16,8 @@ from micro_musicgen.codec.parts import CONFIG_FILE, CodecParts
 from micro_musicgen.codec.resolve import read_codec
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
 from micro_musicgen.lm.builder import lm_config
-from micro_musicgen.release import encoders, provenance
+from micro_musicgen.release import decoder, encoders, provenance
+from micro_musicgen.release.decoder import DecoderParts
 from micro_musicgen.upstream.packages import CODEC_PACKAGE, LM_PACKAGE, plain_note, read_package
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 LM_WEIGHTS = "model.safetensors"
 CARD_FILE = "README.md"
-MICRO_FILES = (CONFIG_FILE, LM_WEIGHTS, codec_parts.WEIGHTS_FILE, CARD_FILE)
+MICRO_FILES = (CONFIG_FILE, LM_WEIGHTS, codec_parts.WEIGHTS_FILE, decoder.WEIGHTS_FILE, CARD_FILE)
 MICRO_PATTERNS = (*MICRO_FILES, *encoders.FILES)
 """All that a release folder of ours may hold."""
 AUDIOCRAFT_FILES = (LM_PACKAGE, CODEC_PACKAGE, CARD_FILE)
@@ -35,7 +36,7 @@ class ModelParts:
     """A model as plain data. Invariant: `shapes` are those of what `read_lm` gives.
 
     source: where it was read from, for messages. lm: as `lm_config` gives it; text encoders by Hub id or path. codec:
-    reads the codec.
+    reads the codec. decoder: reads the diffusion decoder that belongs to it; gives None where there is none.
     """
 
     source: str
@@ -47,6 +48,7 @@ class ModelParts:
     sample_rate: int
     window_s: float
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    decoder: Callable[[], DecoderParts | None] = lambda: None
 
 
 def read_parts(reference: str | Path) -> ModelParts:
@@ -108,6 +110,7 @@ def _from_release(folder: Path) -> ModelParts:
         sample_rate=config.sample_rate,
         window_s=config.window_s,
         provenance=config.provenance,
+        decoder=lambda: decoder.from_release(folder),
     )
 
 
