@@ -116,6 +116,11 @@ def train(request: TrainingRequest, reporter: Reporter | None = None) -> Path:
     return run_xp(lm_overrides(request, codec, lm_minutes), reporter)
 
 
+def codec_of(request: TrainingRequest) -> str | None:
+    """Gives the codec that a request names, or else the one trained on its data set; None when there is none."""
+    return request.codec or _trained_codec(request)
+
+
 def _trained_codec(request: TrainingRequest) -> str | None:
     """Gives the data set's newest codec when its run is complete; None when one has to be trained or finished."""
     folder = references.newest_run(request.dataset, solver="compression")
@@ -134,7 +139,7 @@ def codec_overrides(request: TrainingRequest, minutes: float | None) -> list[str
         f"model=encodec/{request.codec_scale}_32khz",
         f"dset=audio/{request.dataset}",
     ]
-    return argv + _common(request, minutes)
+    return argv + common_overrides(request, minutes)
 
 
 def lm_overrides(request: TrainingRequest, codec: str, minutes: float | None) -> list[str]:
@@ -142,7 +147,7 @@ def lm_overrides(request: TrainingRequest, codec: str, minutes: float | None) ->
     from micro_musicgen.codec.resolve import load_codec
 
     loaded = load_codec(codec)
-    reference = codec if codec.startswith("//") else _quoted(codec)
+    reference = codec if codec.startswith("//") else quoted(codec)
     shape = (loaded.cardinality, loaded.num_codebooks)
     fit = [] if loaded.sample_rate == SAMPLE_RATE else [f"sample_rate={loaded.sample_rate}"]
     if loaded.num_codebooks != NUM_DELAYS:
@@ -170,13 +175,13 @@ def _lm_overrides(request: TrainingRequest, codec_shape: tuple[int, int], minute
         argv.append(f"dataset.batch_size={CPU_BATCH_SIZE}")
     if request.patience is not None:
         argv.append(f"optim.patience={request.patience}")
-    return [*argv, *_common(request, minutes), *request.lm_overrides]
+    return [*argv, *common_overrides(request, minutes), *request.lm_overrides]
 
 
 def _encoder_overrides(request: TrainingRequest) -> list[str]:
     if request.text_encoder is None:
         return []
-    return [f"conditioners.description.text.encoder={_quoted(request.text_encoder)}"]
+    return [f"conditioners.description.text.encoder={quoted(request.text_encoder)}"]
 
 
 def _shape_overrides(request: TrainingRequest) -> list[str]:
@@ -201,7 +206,7 @@ def _shape_overrides(request: TrainingRequest) -> list[str]:
     pattern = found.lm["codebooks_pattern"]["modeling"]
     if pattern != composed.codebooks_pattern.modeling:
         shape.append(f"codebooks_pattern.modeling={pattern}")
-    reference = request.start_from if request.start_from.startswith("//") else _quoted(request.start_from)
+    reference = request.start_from if request.start_from.startswith("//") else quoted(request.start_from)
     return [*shape, f"continue_from={reference}"]
 
 
@@ -212,13 +217,14 @@ def _dropout(dataset: str) -> float:
     return SMALL_SET_DROPOUT if duration_s < SMALL_SET_S else 0.0
 
 
-def _common(request: TrainingRequest, minutes: float | None) -> list[str]:
+def common_overrides(request: TrainingRequest, minutes: float | None) -> list[str]:
+    """Gives the overrides that every run of a request has: minutes, seed, and what the person set."""
     argv = [] if minutes is None else [f"optim.minutes={minutes:g}"]
     argv += [] if request.seed is None else [f"seed={request.seed}"]
     return argv + list(request.overrides)
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     """Gives `value` as a Hydra string, so that spaces, colons and umlauts in a path stay part of it."""
     path = Path(value).expanduser()
     value = str(path.resolve()) if path.exists() else value

@@ -28,6 +28,12 @@ def train(
     text_encoder: Annotated[
         str | None, typer.Option(help="T5 that reads the texts: id or folder.  [default: t5-base]")
     ] = None,
+    decoder: Annotated[
+        bool,
+        typer.Option(
+            "--decoder", help="Train a diffusion decoder for the data set's codec instead (docs/diffusion.md)."
+        ),
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Of weights and order of the data.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="A Hydra override KEY=VALUE for both runs.")
@@ -36,7 +42,7 @@ def train(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a codec (40 % of the time, unless one is given) and a language model on a data set."""
-    from micro_musicgen import training
+    from micro_musicgen import decoder_training, training
     from micro_musicgen.console import RichReporter, console
 
     request = training.TrainingRequest(
@@ -53,29 +59,37 @@ def train(
         overrides=tuple(override or ()),
     )
     if dry_run:
-        plan = training.dry_run(request)
+        plan = decoder_training.dry_run(request) if decoder else training.dry_run(request)
         report(as_json, plan, _plan_lines(plan))
         return
     console.print(f"training on {name} for {minutes:g} minutes; Ctrl-C is safe, the same command goes on", style="dim")
-    folder = training.train(request, RichReporter())
+    train_it = decoder_training.train_decoder if decoder else training.train
+    folder = train_it(request, RichReporter())
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    what = "loss" if decoder else "cross-entropy"
+    unit = "" if decoder else " nat"
+    lm = decoder_training.newest_lm(name) if decoder else folder.name
+    shipped = f" --decoder {folder.name}" if decoder else ""
     lines = [
         f"signature {folder.name}",
         f"run {folder}",
-        f"best validation cross-entropy {summary['best']['score']:.3f} nat at epoch {summary['best']['epoch']}",
-        f"next: micro-musicgen export {folder.name} --out {name}-release",
+        f"best validation {what} {summary['best']['score']:.3f}{unit} at epoch {summary['best']['epoch']}",
+        f"next: micro-musicgen export {lm or 'RUN'}{shipped} --out {name}-release",
     ]
     report(as_json, {"signature": folder.name, "folder": str(folder), "summary": summary}, lines)
 
 
+UNITS = {"codec": "samples", "lm": "tokens", "decoder": "frames"}
+
+
 def _plan_lines(plan: dict[str, Any]) -> list[str]:
     lines = []
-    for part in ("codec", "lm"):
+    for part in ("codec", "lm", "decoder"):
         if part in plan:
             p = plan[part]
             lines.append(
-                f"{part:5} {p['num_parameters'] / 1e6:8.2f} M parameters, {p['steps']} steps at "
-                f"{p['steps_per_s']:g}/s, {p['tokens_per_s']:,} {'samples' if part == 'codec' else 'tokens'}/s"
+                f"{part:7} {p['num_parameters'] / 1e6:8.2f} M parameters, {p['steps']} steps at "
+                f"{p['steps_per_s']:g}/s, {p['tokens_per_s']:,} {UNITS[part]}/s"
             )
             lines.append(
                 f"      {p['minutes']:g} min on {p['device']} in {p['precision']}, batch {p['batch_size']} x "

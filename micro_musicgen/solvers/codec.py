@@ -142,7 +142,7 @@ class CodecSolver(Solver):
         model, nothing = self.model, torch.zeros((), device=wav.device)
         if self.phase == REFIT:
             with torch.no_grad():
-                latents = self._final_latents(model.quantizer.encode(model.encoder(wav)))
+                latents = self._final_latents(model.encoder(wav))
             return model.decoder(latents)[..., : wav.shape[-1]], {}, nothing
         latents = model.encoder(wav)
         # What is no number must not reach the codebooks, which move before the loss is known.
@@ -156,18 +156,24 @@ class CodecSolver(Solver):
         metrics = {"commit": penalty.detach(), "restarted": float(restarted)}
         return model.decoder(quantised.x)[..., : wav.shape[-1]], metrics, penalty
 
-    def _final_latents(self, codes: torch.Tensor) -> torch.Tensor:
-        """Gives what the decoder will be played, latents [B, D, T] of codes [B, K, T].
+    def _final_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Gives what the decoder will be played, [B, D, T], of the encoder's latents [B, D, T].
 
-        With `rvq.q_dropout` every clip keeps its first codebooks only, one to all of them, so that the decoder also
-        knows what it gets from a language model of fewer codebooks.
+        With `rvq.q_dropout` every clip keeps its first codebooks only, one to all of them, or its latents as they are:
+        the decoder then also knows what it gets from a language model of fewer codebooks, and from a diffusion decoder.
         """
-        decode = self.model.quantizer.decode
+        quantizer = self.model.quantizer
+        codes = quantizer.encode(latents)
         if not self.cfg.rvq.q_dropout:
-            latents: torch.Tensor = decode(codes)
-            return latents
-        kept = torch.randint(1, codes.shape[1] + 1, (len(codes),)).tolist()
-        return torch.cat([decode(clip[None, :number]) for clip, number in zip(codes, kept, strict=True)])
+            quantised: torch.Tensor = quantizer.decode(codes)
+            return quantised
+        most = codes.shape[1]
+        kept = torch.randint(1, most + 2, (len(codes),)).tolist()
+        clips = [
+            quantizer.decode(codes[clip : clip + 1, :number]) if number <= most else latents[clip : clip + 1]
+            for clip, number in enumerate(kept)
+        ]
+        return torch.cat(clips)
 
     def _adversarial(self, decoded: torch.Tensor, wav: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         """Gives the losses that the adversaries add, after training them where `adversarial.every` says so."""

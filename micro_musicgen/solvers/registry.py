@@ -11,6 +11,7 @@ from micro_musicgen.registry import Registry
 _HOMES = {
     "musicgen": "micro_musicgen.solvers.lm",
     "compression": "micro_musicgen.solvers.codec",
+    "diffusion_decoder": "micro_musicgen.solvers.diffusion_decoder",
     "musicgen_upstream": "micro_musicgen.solvers.upstream",
     "compression_upstream": "micro_musicgen.solvers.upstream",
 }

@@ -12,6 +12,8 @@ from torch import nn
 from micro_musicgen.codec.builder import build_codec_model, codec_config
 from micro_musicgen.conditioners.fusing import fuse, read_fuser
 from micro_musicgen.conditioners.provider import ConditionProvider
+from micro_musicgen.diffusion.builder import build_diffusion, diffusion_config
+from micro_musicgen.diffusion.denoiser import Told
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import build_lm, lm_config
 from micro_musicgen.lm.losses import code_losses
@@ -19,6 +21,7 @@ from micro_musicgen.solvers.optimise.optim import build_optimizer
 
 FRAME_RATE = 50
 """Codec steps per second, which all codecs of the shipped configs have."""
+USUAL_LATENTS = 128
 
 
 @dataclass(frozen=True)
@@ -118,4 +121,33 @@ def _codec_trial(cfg: DictConfig) -> Trial:
     return Trial(model, build_optimizer(model, cfg.optim), loss, num_samples, torch.device(cfg.device))
 
 
-_TRIALS: dict[str, Callable[[DictConfig], Trial]] = {"musicgen": _lm_trial, "compression": _codec_trial}
+def _diffusion_trial(cfg: DictConfig) -> Trial:
+    """Of frames as wide as most codecs' latents, where the run has not settled what they are."""
+    config = diffusion_config(cfg)
+    section = config["diffusion"]
+    section["channels"] = section["channels"] or USUAL_LATENTS
+    if section["condition_channels"] is None:
+        section["condition_channels"] = section["channels"]
+    model = build_diffusion(config).to(cfg.device).train()
+    num_frames = round(FRAME_RATE * float(cfg.dataset.segment_duration or 1))
+    num_frames += -num_frames % model.denoiser.stride
+
+    def crops(batch_size: int, channels: int) -> torch.Tensor:
+        return torch.randn(batch_size, channels, num_frames, device=cfg.device)
+
+    model.normaliser.fit([crops(1, model.channels)])
+    if model.condition_normaliser is not None:
+        model.condition_normaliser.fit([crops(1, model.condition_channels)])
+
+    def loss(batch_size: int) -> torch.Tensor:
+        told = Told(crops(batch_size, model.condition_channels) if model.condition_channels else None)
+        return model.loss(crops(batch_size, model.channels), told, autocast=lambda: _autocast(cfg)).loss.mean()
+
+    return Trial(model, build_optimizer(model, cfg.optim), loss, num_frames, torch.device(cfg.device))
+
+
+_TRIALS: dict[str, Callable[[DictConfig], Trial]] = {
+    "musicgen": _lm_trial,
+    "compression": _codec_trial,
+    "diffusion_decoder": _diffusion_trial,
+}
