@@ -45,6 +45,10 @@ def evaluate(
     ] = None,
     max_minutes: Annotated[float, typer.Option(help="Of reference and of training sounds that are heard.")] = 30.0,
     batch_size: Annotated[int, typer.Option(help="Clips made at once.")] = 8,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="What clips sound through: plain, diffusion (the release's own), or a decoder's reference."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; found when not given.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 (the reference), fp16, bf16 or int8.")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace clips of another evaluation in --out.")] = False,
@@ -78,6 +82,7 @@ def evaluate(
         cfg_coef=cfg_coef,
         max_minutes=max_minutes,
         batch_size=batch_size,
+        decoder=decoder,
         device=device,
         precision=precision,
         overwrite=overwrite,

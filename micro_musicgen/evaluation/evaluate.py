@@ -101,7 +101,9 @@ def plan(request: EvaluationRequest) -> Plan:
             "--save-stats keeps the statistics of the reference's sounds; give --reference a folder"
         )
     parts = read_parts(request.release)
-    model = MicroMusicGen.get_pretrained(request.release, device=request.device, precision=request.precision)
+    model = MicroMusicGen.get_pretrained(
+        request.release, device=request.device, precision=request.precision, decoder=request.decoder
+    )
     model.set_generation_params(
         duration=request.duration_s,
         seed=request.seed,
@@ -192,6 +194,8 @@ def evaluate(found: Plan, stages: Stages = _unwatched) -> Report:
     began = time.monotonic()
     storage.ensure_writable(request.out.expanduser())
     shaping = {"hash": found.facts["hash"], "codec": found.facts["codec"]}
+    if request.decoder is not None:
+        shaping["decoder"] = request.decoder
     with stages("generating") as progress:
         made = made_clips(found.model, request, shaping, progress)
     seconds = {"clips": round(time.monotonic() - began, 2)}

@@ -22,6 +22,7 @@ class EvaluationRequest:
     learned from. embedders: NAME or NAME:REFERENCE each. split: of a reference that is a data set. max_minutes: of
     reference, and of training, that is listened to. texts, prompts_file: what clips are asked for, in turn.
     label: the attribute that the classifier recognises; labels_file: a CSV of it, else the data set's own.
+    decoder: what codes sound through, as `MicroMusicGen.get_pretrained` takes it.
     """
 
     release: str
@@ -44,6 +45,7 @@ class EvaluationRequest:
     cfg_coef: float | None = None
     max_minutes: float = 30.0
     batch_size: int = 8
+    decoder: str | None = None
     device: str | None = None
     precision: str = "auto"
     overwrite: bool = False

@@ -134,6 +134,20 @@ def test_clips_of_another_request_are_not_mixed(place, report):
         evaluate.evaluate(other)
 
 
+def test_a_decoder_makes_other_clips_of_the_same_codes(place, report, no_plot):
+    from fixtures_decoders import SIGNATURE, write_decoder_run
+
+    write_decoder_run()
+    plan = evaluate.plan(_request(place, decoder=SIGNATURE, out=place / "refined", embedders=("log_mel",)))
+    assert plan.model.codec.source.endswith("checkpoint.th")
+    evaluate.evaluate(plan)
+    plain, refined = (sorted((place / name).rglob("*.wav")) for name in ("out", "refined"))
+    assert len(plain) == len(refined) == 3
+    assert all(a.read_bytes() != b.read_bytes() for a, b in zip(plain, refined, strict=True))
+    with pytest.raises(MicroMusicGenError, match="clips of another model; choose another --out"):
+        evaluate.evaluate(evaluate.plan(_request(place, out=place / "refined")))
+
+
 def test_one_broken_measure_costs_no_other(place, plan, report, monkeypatch, no_plot):
     def breaks(subject):
         raise RuntimeError("two\nlines")
