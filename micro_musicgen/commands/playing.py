@@ -73,6 +73,10 @@ def generate(
         float | None,
         typer.Option(help="How closely the diffusion decoder follows the codes: 1 as trained.  [default: decoder's]"),
     ] = None,
+    decoder_noise: Annotated[
+        float | None,
+        typer.Option(help="Noise that the diffusion decoder starts from: below 1 is cleaner.  [default: decoder's]"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Clips, or candidates, made at once.")] = 8,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; found when not given.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 (the reference), fp16, bf16 or int8.")] = "auto",
@@ -122,6 +126,7 @@ def generate(
         decoder=decoder,
         decoder_steps=decoder_steps,
         decoder_guidance=decoder_guidance,
+        decoder_noise=decoder_noise,
         batch_size=batch_size,
         device=device,
         precision=precision,

@@ -61,6 +61,7 @@ class ClipRequest:
     decoder: str | None = None
     decoder_steps: int | None = None
     decoder_guidance: float | None = None
+    decoder_noise: float | None = None
     device: str | None = None
     precision: str = "auto"
     overwrite: bool = False
@@ -219,6 +220,7 @@ def open_model(request: ClipRequest, seed: int) -> MicroMusicGen:
         decoder=request.decoder,
         decoder_steps=request.decoder_steps,
         decoder_guidance=request.decoder_guidance,
+        decoder_noise=request.decoder_noise,
     )
     model.set_generation_params(
         duration=request.duration_s,

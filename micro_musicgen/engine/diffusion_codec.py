@@ -61,16 +61,18 @@ class DiffusionCodec:
         self.window_frames = max(stride, config["window_frames"] // stride * stride)
         self._check_params()
 
-    def with_params(self, *, steps: int | None = None, guidance: float | None = None) -> DiffusionCodec:
+    def with_params(
+        self, *, steps: int | None = None, guidance: float | None = None, noise_scale: float | None = None
+    ) -> DiffusionCodec:
         """Gives the same codec and model, sampled otherwise; None leaves a parameter as it is.
 
         Raises:
             MicroMusicGenError: more steps than the model has, or a guidance that it can't follow.
         """
-        given = {"steps": steps, "guidance": guidance}
+        given = {"steps": steps, "guidance": guidance, "noise_scale": noise_scale}
         changes = {name: value for name, value in given.items() if value is not None}
         if changes and self.model.is_regression:
-            raise MicroMusicGenError(f"{self.source} is a regression, without steps or guidance; leave them out")
+            raise MicroMusicGenError(f"{self.source} is a regression, without steps, guidance or noise; leave them out")
         params = replace(self.params, **changes)  # type: ignore[arg-type]
         return DiffusionCodec(self.codec, self.model, self.config, params=params, dtype=self.dtype, source=self.source)
 

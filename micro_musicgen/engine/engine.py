@@ -41,13 +41,14 @@ class MicroMusicGen(Player):
         *,
         decoder_steps: int | None = None,
         decoder_guidance: float | None = None,
+        decoder_noise: float | None = None,
     ) -> MicroMusicGen:
         """Gives the model that `name` refers to: a release folder (ours or audiocraft's), a run, or a Hub id.
 
         device: None takes the best there is. precision: auto, fp32 (the reference), bf16 or int8. mode: see `__init__`.
         decoder: how codes become sound: "plain" or None, the codec alone; "diffusion", the release's own diffusion
         decoder; or the run or release of another. decoder_steps, decoder_guidance: of that one's sampler, as it was
-        made with by default.
+        made with by default. decoder_noise: what it starts from: 1 is as trained, less is nearer to the mean.
 
         Raises:
             MicroMusicGenError: it does not exist, is damaged or incomplete; an unknown device, precision or mode; or a
@@ -55,7 +56,9 @@ class MicroMusicGen(Player):
         """
         from micro_musicgen.engine.load import DecoderWish, load_player
 
-        wish = DecoderWish(reference=decoder, steps=decoder_steps, guidance=decoder_guidance)
+        wish = DecoderWish(
+            reference=decoder, steps=decoder_steps, guidance=decoder_guidance, noise_scale=decoder_noise
+        )
         return load_player(cls, name, pick_device(device), precision=precision, mode=mode, decoder=wish)
 
     @overload

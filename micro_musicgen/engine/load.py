@@ -29,18 +29,20 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class DecoderWish:
     """How codes are to sound. reference: "plain" (or None) is the codec alone, "diffusion" the model's own diffusion
-    decoder, all else the run or release of one. steps, guidance: of its sampler, None for what it was made with.
+    decoder, all else the run or release of one. steps, guidance, noise_scale: of its sampler, None for what it was made
+    with.
     """
 
     reference: str | Path | None = None
     steps: int | None = None
     guidance: float | None = None
+    noise_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.is_plain and (self.steps, self.guidance) != (None, None):
+        if self.is_plain and (self.steps, self.guidance, self.noise_scale) != (None, None, None):
             raise MicroMusicGenError(
-                "decoder steps and guidance are a diffusion decoder's, and the codec alone plays; choose a decoder "
-                f"({decoders.OWN}, or a run of one), or leave them out"
+                "decoder steps, guidance and noise are a diffusion decoder's, and the codec alone plays; choose a "
+                f"decoder ({decoders.OWN}, or a run of one), or leave them out"
             )
 
     @property
@@ -95,7 +97,7 @@ def _with_decoder(codec: Codec, found: ModelParts, wish: DecoderWish, device: to
     decoders.check_fit(parts.config, codec, source=parts.source)  # before memory is taken for the network
     dtype = torch.bfloat16 if pick_precision(precision, device) == "bf16" else None
     made = DiffusionCodec(codec, build_decoder(parts, device), parts.config, dtype=dtype, source=parts.source)
-    return made.with_params(steps=wish.steps, guidance=wish.guidance)
+    return made.with_params(steps=wish.steps, guidance=wish.guidance, noise_scale=wish.noise_scale)
 
 
 def _conditioner(found: ModelParts, device: torch.device, frame_rate: float) -> Conditioner | None:

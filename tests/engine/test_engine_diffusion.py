@@ -146,7 +146,7 @@ def test_an_incomplete_model_is_refused_before_anything_is_played() -> None:
     with pytest.raises(MicroMusicGenError, match="condition_dropout=0, so guidance 1.5 has nothing to guide from"):
         codec.with_params()
     assert codec.with_params(guidance=1).params.guidance == 1
-    with pytest.raises(MicroMusicGenError, match="is a regression, without steps or guidance"):
+    with pytest.raises(MicroMusicGenError, match="is a regression, without steps, guidance or noise"):
         make(objective="regression").with_params(steps=4)
 
 
@@ -160,6 +160,7 @@ def test_frames_of_something_else_are_no_decoder_of_codes() -> None:
 def test_steps_and_guidance_are_chosen_by_who_plays() -> None:
     codec, codes = make(), decoders.random_codes(1, 4, 10)
     fewer, closer = codec.with_params(steps=1), codec.with_params(guidance=3)
+    assert codec.with_params(noise_scale=0.5).params.noise_scale == 0.5
     assert (fewer.params.steps, fewer.params.guidance) == (1, 1.5) and closer.params.steps == 3
     first = codec.decode(codes)
     assert not torch.equal(fewer.decode(codes), first) and not torch.equal(closer.decode(codes), first)
@@ -230,7 +231,7 @@ def test_what_is_asked_of_a_decoder_that_is_not_there() -> None:
         load(decoder="nothing")
     with pytest.raises(MicroMusicGenError, match="is a run of solver=compression, no diffusion decoder"):
         load(decoder="c0dec000")
-    for asked in ({"decoder_steps": 4}, {"decoder": "plain", "decoder_guidance": 1.0}):
+    for asked in ({"decoder_steps": 4}, {"decoder": "plain", "decoder_guidance": 1.0}, {"decoder_noise": 0.5}):
         with pytest.raises(MicroMusicGenError, match="the codec alone plays; choose a decoder"):
             load(**asked)
 
