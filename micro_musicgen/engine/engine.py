@@ -56,9 +56,7 @@ class MicroMusicGen(Player):
         """
         from micro_musicgen.engine.load import DecoderWish, load_player
 
-        wish = DecoderWish(
-            reference=decoder, steps=decoder_steps, guidance=decoder_guidance, noise_scale=decoder_noise
-        )
+        wish = DecoderWish(reference=decoder, steps=decoder_steps, guidance=decoder_guidance, noise_scale=decoder_noise)
         return load_player(cls, name, pick_device(device), precision=precision, mode=mode, decoder=wish)
 
     @overload
