@@ -44,7 +44,7 @@ class Export:
     num_lm_parameters: int
     num_codec_parameters: int | None
     provenance: dict[str, Any]
-    decoder: DecoderParts | None
+    decoder: DecoderParts | None = None
 
 
 Writer = Callable[[Export, Path], None]
