@@ -44,7 +44,7 @@ class DecoderPlan:
     batch_size: int = 8
     lr: str = "1e-3"
     segment_s: float = 4.0
-    noise: float = 0.5
+    noise: float = 0.6
     loss_weight: str = "uniform"
     seed: int = 2036
     more: tuple[str, ...] = WIDE

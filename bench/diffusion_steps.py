@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from micro_musicgen.contracts import Codec
     from micro_musicgen.engine.diffusion_codec import DiffusionCodec
 
-FEW, MANY = ("dpm", 20), ("ancestral", 800)
-SAMPLERS = ("ddim", "dpm")
+FEW, MANY = ("dpm_sde", 20), ("ancestral", 800)
+SAMPLERS = ("ddim", "dpm", "dpm_sde")
 SWEEP = (2, 4, 8, 12, 20, 50)
 NUM_CLIPS, QUICK_CLIPS = 64, 8
 CODEBOOKS = 1

@@ -32,7 +32,7 @@ def sampled_moments(
     each other clip gets a one in one place of one draw, which gives one column of the map.
     """
     width = channels * frames
-    draws = len(times) if sampler == "ancestral" else 1
+    draws = len(times) if sampler in ("ancestral", "dpm_sde") else 1
     drawn = 0
 
     def noise() -> torch.Tensor:

@@ -57,7 +57,7 @@ def correlated(channels: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("sampler", "steps", "tolerance"),
-    [("dpm", 20, 0.015), ("dpm", 50, 0.0025), ("ddim", 400, 0.01), ("ancestral", None, 0.02)],
+    [("dpm", 20, 0.015), ("dpm", 50, 0.0025), ("dpm_sde", 50, 0.01), ("ddim", 400, 0.01), ("ancestral", None, 0.02)],
 )
 @pytest.mark.parametrize("schedule", [COSINE, LINEAR], ids=["cosine", "linear"])
 def test_gaussian_data_comes_out_with_its_mean_and_covariance(
@@ -85,6 +85,7 @@ def worst_deviation(sampler: str, steps: int, spacing: str) -> float:
 def test_dpm_in_twenty_steps_is_as_near_to_gaussian_data_as_ancestral_in_all() -> None:
     assert worst_deviation("dpm", 20, "log_snr") < 0.014
     assert worst_deviation("ancestral", 800, "trailing") > 0.011
+    assert worst_deviation("dpm_sde", 20, "log_snr") < 0.035 < worst_deviation("dpm_sde", 20, "trailing")
 
 
 def test_the_spacing_of_dpm_is_the_one_that_misses_less() -> None:
@@ -180,7 +181,7 @@ def test_what_draws_nothing_is_deterministic_and_clips_are_alone(sampler: str) -
 
 
 def test_samplers_call_and_draw_as_often_as_they_say() -> None:
-    for sampler, draws in (("ancestral", 6), ("ddim", 0), ("dpm", 0)):
+    for sampler, draws in (("ancestral", 6), ("ddim", 0), ("dpm", 0), ("dpm_sde", 6)):
         calls, drawn = [], []
 
         def noise(drawn: list[int] = drawn) -> torch.Tensor:

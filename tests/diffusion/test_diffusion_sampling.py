@@ -135,7 +135,7 @@ def test_a_model_that_is_told_nothing_is_told_how_many() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"sampler": "heun"}, "unknown sampler 'heun'; known: ancestral, ddim, dpm"),
+        ({"sampler": "heun"}, "unknown sampler 'heun'; known: ancestral, ddim, dpm, dpm_sde"),
         ({"spacing": "karras"}, "unknown spacing 'karras'; known: log_snr, trailing"),
         ({"steps": 0}, "sampling.steps=0 must be a whole number from 1 on"),
         ({"steps": 2.5}, "sampling.steps=2.5 must be a whole number"),

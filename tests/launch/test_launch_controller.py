@@ -122,7 +122,8 @@ def test_sigterm_to_the_controller_cancels_too(queue: Queue) -> None:
     job = queue.submit(FAMILY)
     pids = family(queue, job)
     os.kill(controller_of(job), signal.SIGTERM)
-    assert queue.finish(job) == [CANCELLED] and not any(map(is_running, pids))
+    assert queue.finish(job) == [CANCELLED]
+    wait_for(lambda: not any(map(is_running, pids)))  # killed, and on a busy machine not yet gone
 
 
 def test_at_its_limit_a_job_saves_itself_and_goes_on(queue: Queue) -> None:
