@@ -226,6 +226,15 @@ def bench_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def finish(rows: Sequence[Row], given: argparse.Namespace) -> int:
+    """Prints the rows of a bench with the options of `bench_parser`, writes `--json`, and gives the exit code."""
+    facts = machine(device=given.device, quick=given.quick)
+    print_table(rows, facts)
+    if given.json:
+        write_report(rows, facts, given.json)
+    return 0
+
+
 def say(text: str) -> None:
     """Tells a person how far the bench is, after how many seconds; results alone go to stdout."""
     print(f"[{time.monotonic() - _BEGAN:5.0f} s] {text}", file=sys.stderr, flush=True)

@@ -213,11 +213,7 @@ def main() -> int:
     except WorkerFailure as failure:
         say(f"error: {failure}")
         return 1
-    facts = common.machine(device=given.device, quick=given.quick)
-    common.print_table(rows, facts)
-    if given.json:
-        common.write_report(rows, facts, given.json)
-    return 0
+    return common.finish(rows, given)
 
 
 if __name__ == "__main__":

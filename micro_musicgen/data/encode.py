@@ -6,18 +6,15 @@ was and ends with the same bytes; so does one with another number of processes.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from micro_musicgen import storage
 from micro_musicgen.contracts import Codec
-from micro_musicgen.data import token_workers, tokens
+from micro_musicgen.data import stages, token_workers, tokens
 from micro_musicgen.data.manifest import Track
 from micro_musicgen.data.token_pool import PooledCodes, TokenPool, sound_key
 from micro_musicgen.data.token_workers import LoadCodec
@@ -25,7 +22,6 @@ from micro_musicgen.data.tokens import TokenSettings, TokenStore, TokenTrack
 from micro_musicgen.errors import MicroMusicGenError, UnreadableAudioError
 
 SHARD_BYTES = 1 << 28
-_STAGE_AGE_S = 24 * 3600.0
 _MAX_NAMED = 3
 
 
@@ -179,8 +175,8 @@ def _encode_missing(
 def _put_together(folder: Path, tracks: Sequence[Track], codec: Codec, pool: TokenPool, *, anew: bool) -> TokenStore:
     """Gives the store made of the pool's codes, in its place."""
     key = tokens.store_key(codec.content_hash, tracks, pool.settings)
-    _sweep_stages(folder)
-    stage = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    stages.sweep_stages(folder)
+    stage = stages.stage_of(folder)
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     try:
@@ -196,32 +192,14 @@ def _put_together(folder: Path, tracks: Sequence[Track], codec: Codec, pool: Tok
             (),
         )
         storage.write_json(stage / tokens.INDEX_NAME, tokens.index_dict(built))
-        return _move_in(stage, folder, key, anew=anew)
+        return stages.move_in(
+            stage,
+            folder,
+            sound=lambda: None if anew else _sound_store(folder, key),
+            opened=tokens.open_token_store,
+        )
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-
-
-def _sweep_stages(folder: Path) -> None:
-    """Removes what killed builds of this store left. What is younger than a day may be a build at work."""
-    for stage in folder.parent.glob(f".{folder.name}.*.new"):
-        with contextlib.suppress(OSError):
-            if time.time() - stage.stat().st_mtime > _STAGE_AGE_S:
-                shutil.rmtree(stage, ignore_errors=True)
-
-
-def _move_in(stage: Path, folder: Path, key: str, *, anew: bool) -> TokenStore:
-    """Puts a finished store in its place, unless another process has just done so."""
-    if folder.exists():
-        found = None if anew else _sound_store(folder, key)
-        if found is not None:
-            return found
-        shutil.rmtree(folder)
-    try:
-        os.replace(stage, folder)
-    except OSError:
-        if not folder.exists():
-            raise
-    return tokens.open_token_store(folder)
 
 
 def _write_shards(stage: Path, tracks: Sequence[Track], pool: TokenPool) -> tuple[TokenTrack, ...]:

@@ -5,7 +5,6 @@ A build that was killed goes on where it was: each track's arrays lie in a folde
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from micro_musicgen import storage
 from micro_musicgen.contracts import Codec
-from micro_musicgen.data import frames
+from micro_musicgen.data import frames, stages
 from micro_musicgen.data.frames import (
     FrameFacts,
     FrameStore,
@@ -197,7 +196,8 @@ def _put_together(
     folder: Path, tracks: Sequence[Track], facts: FrameFacts, key: str, parts: Path, *, anew: bool
 ) -> FrameStore:
     """Gives the store made of the parts, in its place; they are removed then."""
-    stage = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    stages.sweep_stages(folder)
+    stage = stages.stage_of(folder)
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     try:
@@ -206,7 +206,12 @@ def _put_together(
         for name, (columns, dtype) in frames.array_specs(facts).items():
             _write_array(stage / f"{name}.npy", (total, columns), dtype, tracks, parts)
         storage.write_json(stage / frames.INDEX_NAME, frames.index_dict(facts, placed, key))
-        store = _move_in(stage, folder, key, anew=anew)
+        store = stages.move_in(
+            stage,
+            folder,
+            sound=lambda: None if anew else _sound_store(folder, key),
+            opened=open_frame_store,
+        )
     except FileNotFoundError:
         found = _sound_store(folder, key)  # another process was faster and has taken the parts away
         if found is None:
@@ -216,20 +221,6 @@ def _put_together(
         shutil.rmtree(stage, ignore_errors=True)
     shutil.rmtree(parts, ignore_errors=True)
     return store
-
-
-def _move_in(stage: Path, folder: Path, key: str, *, anew: bool) -> FrameStore:
-    if folder.exists():
-        found = None if anew else _sound_store(folder, key)
-        if found is not None:
-            return found
-        shutil.rmtree(folder)
-    try:
-        os.replace(stage, folder)
-    except OSError:
-        if not folder.exists():
-            raise
-    return open_frame_store(folder)
 
 
 def _placed(tracks: Sequence[Track], parts: Path, facts: FrameFacts) -> list[FrameTrack]:

@@ -114,7 +114,7 @@ def dpm(
         if then is None:
             return x0
         width = half_log_snr(schedule, then) - half_log_snr(schedule, t)
-        drawn_out = x0 if before is None else x0 + (x0 - before[0]) * (width / (2 * before[1]))
+        drawn_out = _drawn_out(x0, width, before)
         x = _first_order(x, drawn_out, schedule, t, then)
         before = x0, width
     raise AssertionError("no steps")
@@ -141,7 +141,7 @@ def dpm_sde(
         if then is None:
             return x0
         width = half_log_snr(schedule, then) - half_log_snr(schedule, t)
-        drawn_out = x0 if before is None else x0 + (x0 - before[0]) * (width / (2 * before[1]))
+        drawn_out = _drawn_out(x0, width, before)
         now, kept, renewed = float(schedule.alpha_bar64[t]), float(schedule.alpha_bar64[then]), -math.expm1(-2 * width)
         x = (
             math.sqrt((1 - kept) / (1 - now)) * math.exp(-width) * x
@@ -150,6 +150,11 @@ def dpm_sde(
         )
         before = x0, width
     raise AssertionError("no steps")
+
+
+def _drawn_out(x0: torch.Tensor, width: float, before: tuple[torch.Tensor, float] | None) -> torch.Tensor:
+    """Gives the guess half a step ahead, on the line through this one and the one before; see `dpm`."""
+    return x0 if before is None else x0 + (x0 - before[0]) * (width / (2 * before[1]))
 
 
 def half_log_snr(schedule: NoiseSchedule, t: int) -> float:

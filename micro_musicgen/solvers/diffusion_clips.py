@@ -33,7 +33,7 @@ def sampled(
 
 def compare_decoders(solver: DiffusionDecoderSolver) -> dict[str, float]:
     """Gives mel distances from the originals: `mel_kN` through this decoder, `plain_kN` through the codec's own, and
-    `mel_latents` of the encoder's latents, which no decoder of codes can do better than.
+    `mel_latents` of the encoder's latents, which is what this one learns to give.
     """
     from micro_musicgen.metrics.spectral import log_mel_distance
 

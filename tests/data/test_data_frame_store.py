@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -156,6 +157,16 @@ def test_another_process_was_faster(tmp_path, tracks, moment):
 
     assert build(tmp_path / "s", tracks, progress=meanwhile).num_frames == 550
     assert {p.name for p in tmp_path.iterdir()} == {"s", "sounds"}
+
+
+def test_what_a_killed_build_left_is_swept_when_it_is_old(tmp_path, tracks):
+    for age_s in (60, 2 * 86_400):
+        stage = tmp_path / f".s.{age_s}.new"
+        stage.mkdir()
+        then = stage.stat().st_mtime - age_s
+        os.utime(stage, (then, then))
+    build(tmp_path / "s", tracks)
+    assert [path.name for path in tmp_path.glob(".s.*.new")] == [".s.60.new"]
 
 
 def test_files_that_changed_are_named_and_the_others_kept(tmp_path, tracks, make_track):
