@@ -29,12 +29,14 @@ LARGEST_SCORE = 100.0
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Gives [B, H, T, d] of queries [B, H, T, d] that hear all keys and values [B, H, S, d]."""
-    pays = q.shape[-1] <= WIDEST_HEAD and q.shape[-2] >= FEWEST_FRAMES and q.dtype == torch.float32
+    pays = q.shape[-1] <= WIDEST_HEAD and q.shape[-2] >= FEWEST_FRAMES and q.dtype in (torch.float32, torch.bfloat16)
     if pays and q.device.type == "cpu" and not torch.is_grad_enabled():
-        queries = q * (math.log2(math.e) / math.sqrt(q.shape[-1]))
-        # |q k| <= |q| |k|: one look at the lengths instead of one at all scores.
-        if queries.norm(dim=-1).max() * k.norm(dim=-1).max() < LARGEST_SCORE:
-            return _narrow(queries, k, v)
+        # In fp32 under bf16 too: products this thin gain nothing by it, and scores to eight bits are off by tenths.
+        with torch.autocast("cpu", enabled=False):
+            queries, keys, values = q.float() * (math.log2(math.e) / math.sqrt(q.shape[-1])), k.float(), v.float()
+            # |q k| <= |q| |k|: one look at the lengths instead of one at all scores.
+            if queries.norm(dim=-1).max() * keys.norm(dim=-1).max() < LARGEST_SCORE:
+                return _narrow(queries, keys, values).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v)
 
 

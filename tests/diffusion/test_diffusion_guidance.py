@@ -6,6 +6,7 @@ import pytest
 import torch
 from linear_denoiser import CHANNELS, CONDITION, TEXT, LinearDenoiser, linear_model
 
+from micro_musicgen.diffusion import guidance as guidance_module
 from micro_musicgen.diffusion.denoiser import Told
 from micro_musicgen.diffusion.guidance import Guided
 from micro_musicgen.diffusion.model import LatentDiffusion
@@ -103,6 +104,17 @@ def test_a_dtype_is_that_of_the_network_alone() -> None:
     assert counted(model).dtypes == [torch.bfloat16]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, Guided(model, some_told(), guidance=3)(some_x(), STEP), rtol=0, atol=0.1)
+
+
+def test_casting_weights_once_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast would cast the same matrices to the same numbers at every call."""
+    model = linear_model()
+    once = Guided(model, some_told(), guidance=3, dtype=torch.bfloat16)
+    assert {each.dtype for each in once._weights.values()} == {torch.bfloat16}
+    monkeypatch.setattr(guidance_module, "_matrices", lambda denoiser, dtype: {})
+    each_time = Guided(model, some_told(), guidance=3, dtype=torch.bfloat16)
+    assert torch.equal(once(some_x(), STEP), each_time(some_x(), STEP))
+    assert {each.dtype for each in model.denoiser.parameters()} == {torch.float32}
 
 
 def test_a_model_without_a_condition_takes_no_guidance() -> None:

@@ -177,3 +177,15 @@ def test_narrow_heads_are_left_to_the_fused_kernel_where_it_is_safer(monkeypatch
         narrow_attention.attention(q.double(), q.double(), q.double())
     narrow_attention.attention(q, q, q.requires_grad_()).sum().backward()
     assert took == [1]
+
+
+def test_narrow_heads_in_bf16_are_computed_in_fp32() -> None:
+    """Inside autocast, too: scores to eight bits would be off by tenths."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (2 * torch.randn(2, 2, 512, 8, generator=generator).bfloat16() for _ in range(3))
+    with torch.no_grad():
+        wanted = narrow_attention.attention(q.float(), k.float(), v.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = narrow_attention.attention(q, k, v)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wanted.bfloat16())
