@@ -23,6 +23,10 @@ from models import cache_root
 from pool import WorkerFailure
 
 if TYPE_CHECKING:
+    from diffusion_quality import Clips
+    from diffusion_tuning import Play
+
+    from micro_musicgen.contracts import Codec
     from micro_musicgen.engine.diffusion_codec import DiffusionCodec
 
 PARTS = ("decoder", "steps", "lm", "speed", "memory")
@@ -80,16 +84,39 @@ class Bench:
     def decoders(self) -> dict[str, DiffusionCodec]:
         """Gives the decoder and its twin, loaded once; none where none were trained."""
         if not self._decoders and self.trained.decoders:
-            from diffusion_quality import open_decoder
+            from diffusion_quality import OURS, open_decoder
 
             from micro_musicgen.codec.resolve import load_codec
             from micro_musicgen.engine.codec import playing
 
             codec = playing(load_codec(self.home.codec, self.device))
             found = self.trained.decoders.items()
-            noise = self.plans.decoder.noise
-            self._decoders = {way: open_decoder(codec, reference, noise, self.device) for way, reference in found}
+            self._decoders = {way: open_decoder(codec, reference, self.device) for way, reference in found}
+            play = self._play(self._decoders[OURS])
+            self._decoders[OURS] = self._decoders[OURS].with_params(steps=play.steps, noise_scale=play.noise)
         return self._decoders
+
+    def _play(self, decoder: DiffusionCodec) -> Play:
+        """Gives how the decoder is played, chosen once a decoder on clips that no table is made of."""
+        import diffusion_tuning as tuning
+
+        reference = self.trained.decoders["diffusion"].removeprefix("//sig/")
+        path = self.home.notes / f"play-{reference}{'-quick' if self.quick else ''}.json"
+        if not path.is_file():
+            say("choosing steps and noise")
+            chosen_on, _ = self._clips(decoder.codec, homes.SYNTH)
+            tuning.write_play(path, *tuning.tune(decoder, chosen_on, quick=self.quick))
+        return tuning.read_play(path)
+
+    def _clips(self, codec: Codec, name: str) -> tuple[Clips, Clips]:
+        """Gives held-out clips of a data set to choose on and those to measure on, which of recorded breaks are all."""
+        from diffusion_quality import halves, held_out
+
+        number = QUICK_CLIPS if self.quick else NUM_CLIPS
+        if name != homes.SYNTH:
+            clips = held_out(codec, name, number)
+            return clips, clips
+        return halves(held_out(codec, name, 2 * number))
 
     def decoder(self) -> list[Row]:
         """Gives the table of ways from codes to sound, printed and drawn."""
@@ -98,7 +125,7 @@ class Bench:
         ours = self.decoders[quality.OURS]
         rows, tables = [], {}
         for name in self.home.sets:
-            clips = quality.held_out(ours.codec, name, QUICK_CLIPS if self.quick else NUM_CLIPS)
+            _, clips = self._clips(ours.codec, name)
             tables[name] = quality.compare(ours.codec, self.decoders, clips)
             quality.print_table(name, tables[name])
             resamples = QUICK_RESAMPLES if self.quick else quality.NUM_RESAMPLES
@@ -127,7 +154,7 @@ class Bench:
             self.plans.lm,
             trained.lms,
             trained.decoders[OURS],
-            noise=self.plans.decoder.noise,
+            noise=self.decoders[OURS].params.noise_scale,
             device=self.device,
             quick=self.quick,
             steps=steps,

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from conditioning_home import code_hash
+from diffusion_collages import write_collages
 from pool import run_process
 
-SYNTH, BREAKS, BOTH = "synth", "breaks", "both"
+SYNTH, BREAKS, COLLAGES, BOTH = "synth", "breaks", "collages", "both"
 SEED = 0
 SAMPLE_RATE = 32000
 RECORDED = Path(__file__).resolve().parents[2] / "shared" / "audio" / "breaks"
@@ -28,31 +29,35 @@ RECORDED = Path(__file__).resolve().parents[2] / "shared" / "audio" / "breaks"
 class HomePlan:
     """What decides the home. minutes: of procedural breaks. recorded: whether recorded ones are there, too.
 
-    refit_epochs: of a second run of the codec, which leaves its encoder alone and teaches its decoder the codes as they
-    are by then, of any number of codebooks; 0 for none. threads: to train with, 0 for all; decides no result.
+    collage_minutes: of collages of the recorded ones that are trained on, which are half a minute. refit_epochs: of a
+    second run of the codec, which leaves its encoder alone and teaches its decoder the codes as they are by then, of
+    any number of codebooks; 0 for none. threads: to train with, 0 for all; decides no result.
     """
 
-    minutes: float = 16.0
-    valid_fraction: float = 0.12
+    minutes: float = 48.0
+    valid_fraction: float = 0.2
     recorded: bool = True
     recorded_fraction: float = 0.3
-    codec_epochs: int = 18
+    collage_minutes: float = 12.0
+    codec_epochs: int = 24
     codec_updates: int = 250
-    refit_epochs: int = 5
+    refit_epochs: int = 6
     threads: int = 0
 
     @property
     def key(self) -> str:
         """Gives 12 hex digits of the plan without its threads and of the code that makes sounds."""
+        import diffusion_collages
+
         from micro_musicgen.audio import synth, voices
 
         facts = {**asdict(self)}
         del facts["threads"]
-        return code_hash(json.dumps(facts, sort_keys=True), synth, voices)
+        return code_hash(json.dumps(facts, sort_keys=True), synth, voices, diffusion_collages)
 
 
 FULL = HomePlan()
-QUICK = HomePlan(minutes=2.0, valid_fraction=0.3, codec_epochs=2, codec_updates=60, refit_epochs=1)
+QUICK = HomePlan(minutes=2.0, valid_fraction=0.3, collage_minutes=0.5, codec_epochs=2, codec_updates=60, refit_epochs=1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def make(home: Home, plan: HomePlan) -> None:
 
 
 def _make_data_sets(home: Home, plan: HomePlan) -> None:
-    """Makes the sets and their union, whose splits are the unions of theirs."""
+    """Makes the sets and their union, whose splits are the unions of theirs; of collages there is only training."""
     from micro_musicgen import paths
     from micro_musicgen.audio.synth import write_breaks
     from micro_musicgen.data.manifest import read_manifest, write_manifest
@@ -131,10 +136,19 @@ def _make_data_sets(home: Home, plan: HomePlan) -> None:
         fractions[BREAKS] = plan.recorded_fraction
     for name, fraction in fractions.items():
         prepare_sounds(sounds / name, name, seed=SEED, valid_fraction=fraction, overwrite=True)
+    joined = {
+        split: [track for name in fractions for track in read_manifest(paths.manifests_dir(name) / split)]
+        for split in ("train", "valid")
+    }
+    if plan.recorded:
+        sources = [Path(track.path) for track in read_manifest(paths.manifests_dir(BREAKS) / "train")]
+        folder = sounds / COLLAGES
+        write_collages(folder, sources, minutes=plan.collage_minutes, sample_rate=SAMPLE_RATE, seed=SEED)
+        prepare_sounds(folder, COLLAGES, seed=SEED, valid_fraction=0.1, overwrite=True)
+        joined["train"] += read_manifest(paths.manifests_dir(COLLAGES) / "train")
     prepare_sounds(sounds, BOTH, seed=SEED, valid_fraction=0.1, overwrite=True)
-    for split in ("train", "valid"):
-        joined = [track for name in fractions for track in read_manifest(paths.manifests_dir(name) / split)]
-        write_manifest(paths.manifests_dir(BOTH) / split, joined)
+    for split, tracks in joined.items():
+        write_manifest(paths.manifests_dir(BOTH) / split, tracks)
 
 
 def codec_argv(plan: HomePlan) -> list[str]:

@@ -34,7 +34,7 @@ class DecoderPlan:
     """How a decoder and its twin are trained. network: of config/model/denoiser. more: further overrides of both.
 
     segment_s: the window that the network learns, and plays in. again: epochs of a second round from the weights of the
-    first. noise: that the decoder is played with. threads: 0 for all; decides no result.
+    first. threads: 0 for all; decides no result.
     """
 
     network: str = "dit_nano"
@@ -44,7 +44,6 @@ class DecoderPlan:
     batch_size: int = 8
     lr: str = "1e-3"
     segment_s: float = 4.0
-    noise: float = 0.6
     loss_weight: str = "uniform"
     seed: int = 2036
     more: tuple[str, ...] = WIDE

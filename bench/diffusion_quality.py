@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from common import Row, say
@@ -85,15 +85,23 @@ def held_out(codec: Codec, dataset: str, number: int, length_s: float = CLIP_S, 
     return Clips(dataset, wav, codes, latents, codec.sample_rate)
 
 
-def open_decoder(codec: Codec, reference: str, noise: float, device: str = "cpu") -> DiffusionCodec:
-    """Gives the decoder (or twin) of a run, around `codec`. noise: that it starts from, which a twin has not."""
+def halves(clips: Clips) -> tuple[Clips, Clips]:
+    """Gives every other clip, to choose settings on, and the others, to measure on."""
+    parts = []
+    for first in (0, 1):
+        taken = {name: getattr(clips, name)[first::2] for name in ("wav", "codes", "latents")}
+        parts.append(replace(clips, **taken))
+    return parts[0], parts[1]
+
+
+def open_decoder(codec: Codec, reference: str, device: str = "cpu") -> DiffusionCodec:
+    """Gives the decoder (or twin) of a run, around `codec`, to be played as its config says."""
     from micro_musicgen.engine.diffusion_codec import DiffusionCodec
     from micro_musicgen.release.decoder import read_decoder
     from micro_musicgen.release.decoder_model import build_decoder
 
     parts = read_decoder(reference)
-    found = DiffusionCodec(codec, build_decoder(parts, device), parts.config, source=reference)
-    return found if found.model.is_regression else found.with_params(noise_scale=noise)
+    return DiffusionCodec(codec, build_decoder(parts, device), parts.config, source=reference)
 
 
 def embed(wav: torch.Tensor, sample_rate: int) -> np.ndarray:
@@ -119,11 +127,15 @@ def compare(codec: Codec, decoders: Mapping[str, Any], clips: Clips) -> Table:
     """Gives the scores of every way at every number of codebooks. decoders: `OURS` and `TWIN`."""
     found = {(BOUND, 0): score(_in_parts(codec.decode_latents, clips.latents), clips)}
     for number in range(1, clips.codes.shape[1] + 1):
-        codes = clips.codes[:, :number]
         for way, each in {PLAIN: codec, **decoders}.items():
-            found[way, number] = score(_in_parts(each.decode, codes), clips)
-        say(f"{clips.name}: decoded {len(codes)} clips of {number} codebooks in {1 + len(decoders)} ways")
+            found[way, number] = score(decoded(each, clips, number), clips)
+        say(f"{clips.name}: decoded {len(clips.codes)} clips of {number} codebooks in {1 + len(decoders)} ways")
     return found
+
+
+def decoded(codec: Any, clips: Clips, number: int) -> torch.Tensor:
+    """Gives the sound [N, 1, L] of the first `number` codebooks of clips."""
+    return _in_parts(codec.decode, clips.codes[:, :number])
 
 
 def _in_parts(decode: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import diffusion  # noqa: E402
+import diffusion_collages as collages  # noqa: E402
 import diffusion_home as homes  # noqa: E402
 import diffusion_memory as memory  # noqa: E402
 import diffusion_models as models  # noqa: E402
@@ -25,6 +26,7 @@ import diffusion_plot as plots  # noqa: E402
 import diffusion_quality as quality  # noqa: E402
 import diffusion_speed as speed  # noqa: E402
 import diffusion_steps as steps  # noqa: E402
+import diffusion_tuning as tuning  # noqa: E402
 from common import aim_met, machine, print_table  # noqa: E402
 from pool import WorkerFailure  # noqa: E402
 
@@ -70,12 +72,32 @@ def test_both_data_sets_make_one_and_keep_their_splits(tmp_path: Path, monkeypat
     monkeypatch.setattr(homes, "RECORDED", tmp_path / "recorded")
     found = homes.Home(tmp_path / "data")
     monkeypatch.setenv(paths.HOME_VARIABLE, str(found.data))
-    homes._make_data_sets(found, replace(homes.FULL, valid_fraction=0.3))
+    homes._make_data_sets(found, replace(homes.FULL, valid_fraction=0.3, collage_minutes=1.0))
     assert found.sets == ("synth", "breaks")
     for split in ("train", "valid"):
-        names = {name: {t.path for t in read_manifest(paths.manifests_dir(name) / split)} for name in (*found.sets,)}
+        wanted = (*found.sets, *(["collages"] if split == "train" else []))
+        names = {name: {t.path for t in read_manifest(paths.manifests_dir(name) / split)} for name in wanted}
         both = {track.path for track in read_manifest(paths.manifests_dir("both") / split)}
-        assert both == names["synth"] | names["breaks"] and all(names.values())
+        assert both == set().union(*names.values()) and all(names.values())
+
+
+def test_collages_are_of_what_they_are_made_of_and_the_same_for_a_seed(tmp_path: Path) -> None:
+    from micro_musicgen.audio.io import load_mono, write_wav
+
+    tone = np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE).astype(np.float32)
+    write_wav(tmp_path / "tone.wav", 0.5 * tone[None], RATE)
+    made = [
+        collages.write_collages(tmp_path / name, [tmp_path / "tone.wav"], minutes=0.2, sample_rate=RATE, seed=3)
+        for name in ("a", "b")
+    ]
+    assert len(made[0]) == 2
+    for first, second in zip(*made, strict=True):
+        wav = load_mono(first, RATE)
+        assert np.array_equal(wav, load_mono(second, RATE)) and len(wav) == round(collages.CLIP_S * RATE)
+        assert 0.3 < np.abs(wav).max() < 1
+        spectrum = np.abs(np.fft.rfft(wav)) ** 2
+        hz = np.fft.rfftfreq(len(wav), 1 / RATE)
+        assert spectrum[(hz > 200) & (hz < 900)].sum() > 0.95 * spectrum.sum(), "an octave up and down of 440 Hz"
 
 
 def test_decoder_and_twin_differ_by_objective_alone(home: homes.Home) -> None:
@@ -188,6 +210,27 @@ def test_rows_have_peers_ratios_intervals_and_aims(
     assert "plain" in said and "latents" in said and "decoder_mel_k1" in said
     pytest.importorskip("matplotlib")
     assert plots.draw_decoder({"synth": table, "breaks": table}, tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_settings_are_chosen_on_other_clips_by_the_worse_of_both_distances(tmp_path: Path) -> None:
+    first, second = quality.halves(clips(5))
+    assert (len(first.wav), len(second.codes)) == (3, 2) and torch.equal(second.wav, clips(5).wav[1::2])
+
+    class Player(Fake):
+        """Nearest at noise 0.6; twice the steps help a little."""
+
+        codec: Any = Fake(first, 0.5)
+
+        def with_params(self, *, steps: int, noise_scale: float) -> Player:
+            return Player(first, 0.1 + abs(noise_scale - 0.6) + 0.01 / steps)
+
+    decoder: Any = Player(first, 0.4)
+    play, found = tuning.tune(decoder, first, quick=False)
+    assert play == tuning.Play(20, 0.6) and len(found) == len(tuning.STEPS) * len(tuning.NOISES)
+    assert all(share < 1 for share in found[play])
+    assert tuning.best({tuning.Play(2, 1.0): (0.5, 1.1), tuning.Play(4, 1.0): (0.9, 0.9)}) == tuning.Play(4, 1.0)
+    tuning.write_play(tmp_path / "play.json", play, found)
+    assert tuning.read_play(tmp_path / "play.json") == play
 
 
 def test_few_steps_against_many(table: quality.Table, tmp_path: Path) -> None:
