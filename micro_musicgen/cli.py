@@ -15,6 +15,7 @@ from micro_musicgen.commands.data import prepare
 from micro_musicgen.commands.evaluating import evaluate
 from micro_musicgen.commands.playing import generate
 from micro_musicgen.commands.sharing import doctor, export, info, pull, push, size
+from micro_musicgen.commands.tiaf import app as tiaf
 from micro_musicgen.commands.tokens import tokens
 from micro_musicgen.commands.training import demo, train
 from micro_musicgen.errors import MicroMusicGenError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for verb in (doctor, prepare, tokens, train, evaluate, export, generate, info, size, push, pull, demo):
     app.command()(verb)
+app.add_typer(tiaf)
 
 DEBUG_VARIABLE = "MICRO_MUSICGEN_DEBUG"
 

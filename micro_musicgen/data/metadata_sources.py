@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from micro_musicgen.audio.tempo import name_bpm, name_parts
 from micro_musicgen.data.info import Cleaned, clean, field_name, musical_key
 from micro_musicgen.data.licenses import license_id
 
 MAX_SIDECAR_BYTES = 1 << 20
-NAME_BPM = (60, 200)
-_PARTS = re.compile(r"[\s_\-.,;()\[\]+~]+")
-_STATED_BPM = re.compile(r"(?<![\d.])(\d{2,3}(?:\.\d+)?)[\s_-]?bpm(?![a-z])|(?<![a-z])bpm[\s_-]?(\d{2,3})(?!\d)", re.I)
 _NO_WORDS = frozenset(
     "audio bar bars bounce bpm copy edit export feat file final for from full key loop loops major master minor mix "
     "new rec recording sample samples stem stems take test the track untitled version wav with and".split()
@@ -117,18 +115,9 @@ def read_name(path: Path) -> Cleaned:
     A bare number is a tempo only inside the name, `dub_140_deep.wav`, alone there and from 60 to 200. Words with
     digits, of fewer than three letters, or that every file has ("loop", "final") are passed over.
     """
-    stem = path.stem
-    stated = _STATED_BPM.search(stem)
-    info: dict[str, Any] = {}
-    if stated is not None:
-        info["bpm"] = stated[1] or stated[2]
-        stem = f"{stem[: stated.start()]} {stem[stated.end() :]}"
-    parts = [part for part in _PARTS.split(stem) if part]
-    if stated is None:
-        low, high = NAME_BPM
-        inside = [part for part in parts[1:-1] if re.fullmatch(r"[1-9]\d{1,2}", part) and low <= int(part) <= high]
-        if len(inside) == 1:
-            info["bpm"] = inside[0]
+    bpm, stem = name_bpm(path.stem)
+    info: dict[str, Any] = {} if bpm is None else {"bpm": bpm}
+    parts = name_parts(stem)
     for index, part in enumerate(parts):
         following = parts[index + 1] if index + 1 < len(parts) else ""
         pair = musical_key(f"{part} {following}", needs_mode=True) if len(following) > 2 else None
