@@ -35,6 +35,9 @@ class Attention(Protocol):
     def rotate(self, x: torch.Tensor, *, is_key: bool) -> torch.Tensor:
         """Gives [M, H, hd] rotated by the positions that M stands for."""
 
+    def rotate_projected(self, projected: torch.Tensor, num_heads: int) -> None:
+        """Rotates the first `num_heads` heads of [M, W] where they are: queries and keys at once, in fewer calls."""
+
 
 @dataclass(frozen=True)
 class LayerNorm:
@@ -134,11 +137,15 @@ class CrossAttention:
         return both.transpose(2, 3).contiguous()
 
 
+Mixer = Callable[[torch.Tensor, int, Attention], torch.Tensor]
+"""x [M, D], the layer's number, what it attends with -> [M, D]. `SelfAttention` is one."""
+
+
 @dataclass(frozen=True)
 class Block:
     """One layer. norm_first: normalise what enters a part (true), or the sum that leaves it."""
 
-    attention: SelfAttention
+    attention: Mixer
     attention_norm: Part
     feed_forward: FeedForward | Part
     feed_forward_norm: Part

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +59,36 @@ class Network:
 
 
 MakeNetwork = Callable[[Mapping[str, Any], Weights, torch.device, str, bool], Network]
-backbones: Registry[MakeNetwork] = Registry("language model")
-"""By the config's `lm_model`. An entry takes (lm config, weights, device, precision, plain kernels only)."""
+
+
+class Backbone(NamedTuple):
+    """How one kind of language model is played.
+
+    read: gives the shape that an LM config describes. make: takes (lm config, weights, device, precision, plain kernels
+    only), the weights being of that shape.
+    """
+
+    read: Callable[[Mapping[str, Any]], Architecture]
+    make: MakeNetwork
+
+
+_HOMES = {"llama": "micro_musicgen.engine.llama"}
+"""Where the backbones that ship register themselves, but for audiocraft's, which is below."""
+
+
+class Backbones(Registry[Backbone]):
+    """A registry that knows which module brings a name that is not there yet."""
+
+    def get(self, name: str) -> Backbone:
+        """Gives the backbone called `name`; see `Registry.get`."""
+        if name not in self:
+            for home in _HOMES.values():
+                import_module(home)
+        return super().get(name)
+
+
+backbones = Backbones("language model")
+"""By the config's `lm_model`."""
 
 
 def make_network(
@@ -80,10 +109,10 @@ def make_network(
     Raises:
         MicroMusicGenError: config and weights don't belong together, or the engine doesn't know the model.
     """
-    make = backbones.get(str(config["lm_model"]))
-    read_architecture(config).check(shapes or shapes_of(weights), source=source)
+    backbone = backbones.get(str(config["lm_model"]))
+    backbone.read(config).check(shapes or shapes_of(weights), source=source)
     with torch.inference_mode():
-        return make(config, weights, torch.device(device), precision, plain)
+        return backbone.make(config, weights, torch.device(device), precision, plain)
 
 
 def shapes_of(weights: Weights) -> Shapes:
@@ -91,16 +120,18 @@ def shapes_of(weights: Weights) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
-class _Loader:
-    """Takes weights by name and makes parts of them; counts the bytes that a step reads."""
+class Loader:
+    """Takes weights by name and makes parts of them; counts the bytes that a step reads.
 
-    def __init__(self, arch: Architecture, weights: Weights, device: torch.device, precision: str, plain: bool) -> None:
-        self.arch, self.weights, self.device = arch, weights, device
+    smallest: weights of the smallest matrix of a step.
+    """
+
+    def __init__(self, weights: Weights, device: torch.device, precision: str, plain: bool, *, smallest: int) -> None:
+        self.weights, self.device = weights, device
         self.precision, self.plain = precision, plain
         self.dtype = torch.bfloat16 if precision == "bf16" and (plain or device.type != "cpu") else torch.float32
         self.num_bytes = 0
         self.row_multiple = 1
-        smallest = arch.dim * min(arch.dim, arch.num_codebooks * arch.card)
         self.all_large = smallest >= ALL_INT8_FROM
 
     def take(self, name: str) -> torch.Tensor:
@@ -108,14 +139,32 @@ class _Loader:
         return self.weights[name].detach().to(self.device, torch.float32, copy=True)
 
     def maybe(self, name: str, wanted: bool) -> torch.Tensor | None:
+        """Gives what `take` gives, None where it is not wanted."""
         return self.take(name) if wanted else None
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        """Gives the kernel for a matrix of a step, [out, in]."""
         made = make_linear(weight, bias, self.precision, plain=self.plain, all_large=self.all_large)
         self.num_bytes += made.num_bytes
         if self.device.type == "cpu" and not made.takes_any_rows:
             self.row_multiple = ROW_MULTIPLE
         return made
+
+    def once(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        """Gives the kernel for a matrix that is used once a generation, not by a step."""
+        before = self.num_bytes
+        made = self.linear(weight, bias)
+        self.num_bytes = before
+        return made
+
+
+class _TransformerLoader(Loader):
+    """Makes the parts of audiocraft's transformer."""
+
+    def __init__(self, arch: Architecture, weights: Weights, device: torch.device, precision: str, plain: bool) -> None:
+        smallest = arch.dim * min(arch.dim, arch.num_codebooks * arch.card)
+        super().__init__(weights, device, precision, plain, smallest=smallest)
+        self.arch = arch
 
     def norm(self, name: str, scale: float = 1.0) -> LayerNorm:
         weight, bias = self.take(f"{name}.weight") * scale, self.take(f"{name}.bias") * scale
@@ -157,9 +206,7 @@ class _Loader:
         arch, d = self.arch, self.arch.dim
         inner = name if arch.own_attention else f"{name}.mha"
         weight, bias = self.projection(inner, d, arch.qk_norm_cross)
-        before = self.num_bytes
-        kv = self.linear(weight[d:], None if bias is None else bias[d:])
-        self.num_bytes = before  # used once per generation, not by a step
+        kv = self.once(weight[d:], None if bias is None else bias[d:])
         return CrossAttention(
             project_q=self.linear(weight[:d], None if bias is None else bias[:d]),
             project_kv=kv,
@@ -195,13 +242,12 @@ def _layer_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-@backbones.register("transformer_lm")
 def transformer_lm(
     config: Mapping[str, Any], weights: Weights, device: torch.device, precision: str, plain: bool
 ) -> Network:
     """Gives audiocraft's transformer."""
     arch = read_architecture(config)
-    loader = _Loader(arch, weights, device, precision, plain)
+    loader = _TransformerLoader(arch, weights, device, precision, plain)
     books = range(arch.num_codebooks)
     head = torch.cat([loader.take(f"linears.{k}.weight") for k in books])
     bias = torch.cat([loader.take(f"linears.{k}.bias") for k in books]) if arch.bias_proj else None
@@ -216,3 +262,6 @@ def transformer_lm(
         row_multiple=1,
     )
     return replace(made, num_bytes=loader.num_bytes, row_multiple=loader.row_multiple)
+
+
+backbones.register("transformer_lm")(Backbone(read_architecture, transformer_lm))

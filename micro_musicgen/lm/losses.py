@@ -10,7 +10,14 @@ from torch.nn import functional
 from micro_musicgen.conditioners.fusing import Fused
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.head_loss import head_losses
-from micro_musicgen.lm.training import NO_CONDITIONS, Plan, pattern_sequence, position_table, training_plan
+from micro_musicgen.lm.training import (
+    NO_CONDITIONS,
+    Plan,
+    attends_to_conditions,
+    pattern_sequence,
+    position_table,
+    training_plan,
+)
 
 IGNORED = -100
 """The target of a position that the codebook pattern leaves without a prediction."""
@@ -32,12 +39,12 @@ def cross_entropy(logits: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor)
 
 
 def code_losses(model: Any, codes: torch.Tensor, conditions: Fused | None = None) -> torch.Tensor:
-    """Gives the cross-entropy of each codebook in nats, [K], of codes [B, K, T] under an audiocraft `LMModel`.
+    """Gives the cross-entropy of each codebook in nats, [K], of codes [B, K, T] under a language model.
 
-    What `LMModel.compute_predictions` followed by upstream's loss gives, but read off the pattern's own steps: step s
-    predicts step s + 1, so that no logits need be mapped back to frames; and padded conditions are not heard, where
-    upstream hears them. conditions: of B clips, `conditioners.fusing.fuse` gives them; None for nothing at all. A model
-    that `lm.training` does not cover goes through `compute_predictions` itself.
+    Of audiocraft's, what `LMModel.compute_predictions` followed by upstream's loss gives, but read off the pattern's
+    own steps: step s predicts step s + 1, so that no logits need be mapped back to frames; and padded conditions are
+    not heard, where upstream hears them. conditions: of B clips, `conditioners.fusing.fuse` gives them; None for
+    nothing at all. A model that `lm.training` does not cover goes through `compute_predictions` itself.
 
     Raises:
         MicroMusicGenError: the model is not covered and there are conditions, or it attends to conditions and there
@@ -68,7 +75,7 @@ def _check(model: Any, plan: Plan, conditions: Fused, batch: int) -> None:
                 "or train it without (conditioner=none)"
             )
         return
-    attends = model.transformer.layers[0].cross_attention is not None
+    attends = attends_to_conditions(model)
     if attends and conditions.cross is None:
         raise MicroMusicGenError(
             "this language model attends to conditions at every step and was given none; give the null condition"

@@ -32,10 +32,14 @@ def size_row(scale: str, shape: LMSpec) -> SizeRow:
     return SizeRow(scale, shape.card, total, embedding, total - embedding, total * FP32_BYTES / 1e6)
 
 
-def size_rows(*, card: int = 2048, num_codebooks: int = 4) -> list[SizeRow]:
-    """Gives one row per published scale, smallest first but for `micro`, which comes last.
+def size_rows(*, card: int = 2048, num_codebooks: int = 4, backbone: str = scales.TRANSFORMER) -> list[SizeRow]:
+    """Gives one row per published scale of `backbone`, smallest first but for `micro` and what only llamas have.
 
     Raises:
-        MicroMusicGenError: card or num_codebooks below 1.
+        MicroMusicGenError: a backbone without scales.
     """
-    return [size_row(name, scales.spec(name, card=card, num_codebooks=num_codebooks)) for name in scales.SCALES]
+    shapes = {
+        name: scales.spec(name, card=card, num_codebooks=num_codebooks, backbone=backbone)
+        for name in scales.scales_of(backbone)
+    }
+    return [size_row(name, shape) for name, shape in shapes.items()]

@@ -1,8 +1,8 @@
-"""The pass through an audiocraft `LMModel` that training takes: the same function of the same parameters, in fewer and
-larger operations, over whole sequences with their conditions.
+"""The pass through a language model that training takes, over whole sequences with their conditions.
 
+Of an audiocraft `LMModel` it is written here: the same function of the same parameters, in fewer and larger operations.
 The module stays as it is, so that checkpoints, averages and optimisers see nothing new. A model that does more than is
-covered here goes through its own forward: see `Plan` for what is covered.
+covered goes through its own forward: see `Plan` for what is covered. Language models of this project bring their pass.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional
@@ -23,7 +23,25 @@ from micro_musicgen.upstream import audiocraft_module
 
 NO_CONDITIONS = Fused(rows=0)
 
-Hidden = Callable[[Any, torch.Tensor, "torch.Tensor | None", Fused], torch.Tensor]
+Hidden = Callable[[Any, torch.Tensor, Any, Fused], torch.Tensor]
+"""(model, pattern steps [B, K, S], what `position_table` gives, conditions) -> [B * S, D]."""
+
+
+@runtime_checkable
+class BringsPass(Protocol):
+    """A language model that is run in training as it says itself.
+
+    Beside these it has audiocraft's `num_codebooks`, `special_token_id`, `pattern_provider` and the heads `linears`.
+    attends_to_conditions: its layers have cross-attention.
+    """
+
+    attends_to_conditions: bool
+
+    def position_table(self, length: int, device: torch.device) -> torch.Tensor:
+        """Gives what `hidden_states` is to be given for so many positions."""
+
+    def hidden_states(self, sequence: torch.Tensor, places: torch.Tensor, conditions: Fused) -> torch.Tensor:
+        """Gives [B * S, D], as the function `hidden_states` does."""
 
 
 @dataclass
@@ -53,8 +71,19 @@ def training_plan(model: Any) -> Plan:
     if plan is None:
         if next(model.parameters()).device.type == "cpu":
             keep_freed_memory()
-        plan = _plans[model] = Plan(refusal=_refusal(model), hidden=hidden_states)
+        if isinstance(model, BringsPass):
+            plan = Plan(hidden=type(model).hidden_states)
+        else:
+            plan = Plan(refusal=_refusal(model), hidden=hidden_states)
+        _plans[model] = plan
     return plan
+
+
+def attends_to_conditions(model: Any) -> bool:
+    """Says whether the layers of `model`, one that is covered, have cross-attention."""
+    if isinstance(model, BringsPass):
+        return model.attends_to_conditions
+    return model.transformer.layers[0].cross_attention is not None
 
 
 def compile_training(model: Any, **options: Any) -> None:
@@ -64,7 +93,8 @@ def compile_training(model: Any, **options: Any) -> None:
     """
     plan = training_plan(model)
     if not plan.refusal:
-        plan.hidden = torch.compile(hidden_states, **options)
+        assert plan.hidden is not None
+        plan.hidden = torch.compile(plan.hidden, **options)
 
 
 def pattern_steps(model: Any, num_frames: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +120,12 @@ def pattern_sequence(model: Any, codes: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def position_table(model: Any, length: int, device: torch.device) -> torch.Tensor | None:
-    """Gives what `model` adds to `length` positions, fp32 [length, D], made once; None for a model with rope alone."""
+    """Gives what `model` adds to `length` positions, fp32 [length, D], made once; None for a model with rope alone.
+
+    Of a model that brings its pass, what that takes.
+    """
+    if isinstance(model, BringsPass):
+        return model.position_table(length, device)
     transformer = model.transformer
     if transformer.positional_embedding == "rope":
         return None

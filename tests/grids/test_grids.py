@@ -76,7 +76,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_are_the_promised_grids_and_each_has_an_explorer() -> None:
-    assert set(GRIDS) == {"micro_scale", "codec_32khz", "demo", "lite_ab"}
+    assert set(GRIDS) == {"micro_scale", "codec_32khz", "demo", "lite_ab", "lm_backbone"}
     for grid in GRIDS:
         assert isinstance(import_module(f"micro_musicgen.grids.{grid}").explorer, Explorer)
 
