@@ -12,13 +12,13 @@ The weights and what they apply to come from the Hydra sections `losses` and `sp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from micro_musicgen.audio.mel import MelScale, complex_spectrum, magnitudes, mel_filters
+from micro_musicgen.audio.mel import MelScale, at_rate, complex_spectrum, magnitudes, mel_filters
 from micro_musicgen.errors import MicroMusicGenError
 
 MAGNITUDE_FLOOR = 3e-5
@@ -78,6 +78,11 @@ class LossConfig:
             log_floor=float(spectral["log_floor"]),
         )
 
+    def at_rate(self, sample_rate: float, nominal_rate: float, max_hz: float | None = None) -> LossConfig:
+        """Gives the config whose spectra look at sound of `sample_rate` as these do at sound of `nominal_rate`."""
+        found = tuple(at_rate(scale, sample_rate, nominal_rate, max_hz) for scale in self.resolutions)
+        return replace(self, resolutions=found)
+
 
 def _resolutions(rows: Sequence[Sequence[int]]) -> tuple[MelScale, ...]:
     if not rows or any(len(row) != 3 for row in rows):
@@ -91,9 +96,13 @@ def _relative(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 class ReconstructionLoss(nn.Module):
-    """The distances of a decoded clip from its original, unweighted and weighted."""
+    """The distances of a decoded clip from its original, unweighted and weighted.
 
-    def __init__(self, config: LossConfig, sample_rate: int) -> None:
+    sample_rate: in Hz, of clips in beat time the one that they have at their tempo; the config's resolutions are then
+    brought to that rate first (`LossConfig.at_rate`).
+    """
+
+    def __init__(self, config: LossConfig, sample_rate: float) -> None:
         super().__init__()
         self.config = config
         self.sample_rate = sample_rate

@@ -30,6 +30,8 @@ class QuantiserConfig:
     last fit, during which the encoder and the codebooks stand still and the decoder learns the final codes.
     commit: pull of the latents towards their codes, relative to the latents' variance.
     bank_vectors_per_code: latents per code that k-means sees. bank_segment_s: seconds of the clips they come from.
+    bank_shifts: samples by which all these clips are heard later (or earlier) once more, one shift after the other, as
+    long as latents are too few: the same sounds at other times keep codebooks from learning a small set by heart.
     kmeans_iters: rounds of k-means. restart_every: steps between looks for dead codes. restart_below: a code is dead
     when it is used less than this share of the mean. reservoir_vectors: recent latents that dead codes move to.
     """
@@ -39,6 +41,7 @@ class QuantiserConfig:
     commit: float
     bank_vectors_per_code: int
     bank_segment_s: float
+    bank_shifts: tuple[int, ...]
     kmeans_iters: int
     restart_every: int
     restart_below: float
@@ -68,9 +71,11 @@ class QuantiserConfig:
                 faults.append(f"quantiser.commit={section['commit']} is negative")
             if not section["bank_segment_s"] > 0:
                 faults.append(f"quantiser.bank_segment_s={section['bank_segment_s']} must be above 0 seconds")
+            if not all(isinstance(shift, int) for shift in section["bank_shifts"]):
+                faults.append(f"quantiser.bank_shifts={section['bank_shifts']} must be whole numbers of samples")
         if faults:
             raise MicroMusicGenError("; ".join(faults))
-        return cls(**section)
+        return cls(**{**section, "bank_shifts": tuple(section["bank_shifts"])})
 
 
 class CodebookKeeper:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from micro_musicgen import hub_client, references, weights
 from micro_musicgen.codec import codebooks, encodec_24khz, parts
-from micro_musicgen.codec.builder import build_codec_model
+from micro_musicgen.codec.beat_codec import BeatCodec
+from micro_musicgen.codec.builder import build_codec_model, is_own
 from micro_musicgen.codec.encodec import EncodecCodec
 from micro_musicgen.codec.parts import CodecParts
 from micro_musicgen.contracts import Codec
@@ -104,10 +105,10 @@ def build_codec(found: CodecParts, device: torch.device | str = "cpu") -> Codec:
         from micro_musicgen.codec.pretrained import load_pretrained
 
         return load_pretrained(found.pretrained, device)
-    return build_encodec(found, device)
+    return build_own(found, device)
 
 
-def build_encodec(found: CodecParts, device: torch.device | str = "cpu") -> EncodecCodec:
+def build_own(found: CodecParts, device: torch.device | str = "cpu") -> EncodecCodec | BeatCodec:
     """Gives the codec made of the config and weights in `found`, in evaluation mode on `device`.
 
     Raises:
@@ -122,4 +123,5 @@ def build_encodec(found: CodecParts, device: torch.device | str = "cpu") -> Enco
         shapes,
         source=found.source,
     )
-    return EncodecCodec(model.to(device), found.config)
+    wrapper = BeatCodec if is_own(found.config) else EncodecCodec
+    return wrapper(model.to(device), found.config)

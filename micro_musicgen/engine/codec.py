@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from micro_musicgen.codec.beat_codec import BeatCodec
 from micro_musicgen.codec.encodec import EncodecCodec
 from micro_musicgen.codec.parts import CodecParts
 from micro_musicgen.codec.wrapping import state_hash
@@ -153,7 +154,7 @@ def audio_stream(codec: Codec, num_clips: int) -> AudioStream:
 
 def latent_stream(codec: Codec, num_clips: int) -> LatentStream:
     """Gives a stream over latents; a codec that can't be cut gives everything at the end."""
-    return codec.stream(num_clips) if isinstance(codec, PlayingCodec) else _Whole(codec, num_clips)
+    return codec.stream(num_clips) if isinstance(codec, PlayingCodec | BeatCodec) else _Whole(codec, num_clips)
 
 
 def decoded(codec: Codec, chunks: Iterator[torch.Tensor], num_clips: int) -> Iterator[torch.Tensor]:

@@ -16,6 +16,7 @@ CONFIG = QuantiserConfig(
     commit=0.25,
     bank_vectors_per_code=64,
     bank_segment_s=1.0,
+    bank_shifts=(),
     kmeans_iters=15,
     restart_every=2,
     restart_below=0.1,
@@ -161,6 +162,7 @@ def test_state_dict_keys_are_upstreams(quantizer, latents):
         ({"kmeans_iters": 0}, "kmeans_iters=0 must be 1 or more"),
         ({"commit": -1}, "commit=-1 is negative"),
         ({"bank_segment_s": 0}, "bank_segment_s=0 must be above 0"),
+        ({"bank_shifts": [0.5]}, r"bank_shifts=\[0.5\] must be whole numbers"),
     ],
 )
 def test_bad_config_is_named(changes, message):
