@@ -31,7 +31,7 @@ def train_decoder(request: TrainingRequest, reporter: Reporter | None = None) ->
 
 def decoder_overrides(request: TrainingRequest) -> list[str]:
     """Gives the Hydra overrides of the decoder's run, as they would be typed after `dora run`."""
-    if request.conditioner != NO_CONDITIONER or request.start_from is not None:
+    if request.listens_to != NO_CONDITIONER or request.start_from is not None:
         raise MicroMusicGenError("--decoder trains no language model; leave --conditioner and --from out")
     codec = codec_of(request)
     if codec is None:

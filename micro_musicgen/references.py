@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from micro_musicgen import paths
 from micro_musicgen.errors import MissingFileError
@@ -86,10 +87,13 @@ def _local(text: str, path: Path) -> Reference:
     raise MissingFileError(f"{path} holds no release (config.json) and no run (checkpoint.th); name one that does")
 
 
-def newest_run(dataset: str, *, solver: str | None = None) -> Path | None:
+def newest_run(
+    dataset: str, *, solver: str | None = None, fits: Callable[[Mapping[str, Any]], bool] | None = None
+) -> Path | None:
     """Gives the experiment folder that last wrote a checkpoint while training on `dataset`, or None.
 
-    A run's data set and solver are read from the `summary.json` that the solver keeps in its folder.
+    A run's data set and solver are read from the `summary.json` that the solver keeps in its folder. fits: what else a
+    summary must be.
     """
     found: list[tuple[float, Path]] = []
     for summary_path in (paths.runs_dir() / "xps").glob("*/summary.json"):
@@ -100,6 +104,6 @@ def newest_run(dataset: str, *, solver: str | None = None) -> Path | None:
             continue
         if summary.get("dataset") != dataset or not checkpoint.is_file():
             continue
-        if solver is None or summary.get("solver") == solver:
+        if (solver is None or summary.get("solver") == solver) and (fits is None or fits(summary)):
             found.append((checkpoint.stat().st_mtime, summary_path.parent))
     return max(found)[1] if found else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,17 @@ CODEC_SHARE = 0.4
 """Share of the minutes that the codec gets when it is trained too."""
 
 CODEC_SCALES = ("nano", "micro", "base")
+BACKBONES = {"llama": "model=lm/llama_lm"}
+"""What chooses a language model that is not the solver's own, by the `lm_model` of its config."""
 
 CPU_BATCH_SIZE = 4
 
-NO_CONDITIONER = "none"
+NO_CONDITIONER, BARS_CONDITIONER = "none", "bars"
+AUTO = "auto"
+
+CLOCK, BEATS = "clock", "beats"
+TIME_KEYS = ("dset.time=", "dset.frames_per_beat=")
+FRAMES_PER_BEAT = (16, 32, 64)
 
 SAMPLE_RATE, NUM_DELAYS = 32000, 4
 """What the config of an LM says where nobody says otherwise."""
@@ -42,8 +50,9 @@ class TrainingRequest:
     minutes: wall time, None to follow the configs' epochs. codec: a reference; None trains one on the data set, or
     takes the one already trained on it. start_from: a model whose weights, codec and size the LM takes. patience:
     epochs without a better validation before the LM's run ends. conditioner: what the LM listens to, a name in the
-    config group of that name. text_encoder: reference of the encoder that reads its texts, None for the conditioner's
-    own. overrides: Hydra overrides for both runs; lm_overrides: for the second only.
+    config group of that name; auto for bars in beat time and nothing in clock time. text_encoder: reference of the
+    encoder that reads its texts, None for the conditioner's own. time: beats for models in beat time, of
+    `frames_per_beat` codec frames a beat. overrides: Hydra overrides for both runs; lm_overrides: for the second only.
     """
 
     dataset: str
@@ -53,9 +62,11 @@ class TrainingRequest:
     codec_scale: str = "nano"
     start_from: str | None = None
     patience: int | None = None
-    conditioner: str = NO_CONDITIONER
+    conditioner: str = AUTO
     text_encoder: str | None = None
     seed: int | None = None
+    time: str = CLOCK
+    frames_per_beat: int | None = None
     overrides: tuple[str, ...] = ()
     lm_overrides: tuple[str, ...] = ()
 
@@ -69,6 +80,7 @@ class TrainingRequest:
         if self.codec_scale not in CODEC_SCALES:
             raise MicroMusicGenError(f"unknown codec scale {self.codec_scale!r}; known: {', '.join(CODEC_SCALES)}")
         self._check_conditions()
+        self._check_time()
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise MicroMusicGenError(f"--minutes {self.minutes:g} must be above 0")
         if not (paths.dset_dir() / "audio" / f"{self.dataset}.yaml").is_file():
@@ -77,15 +89,38 @@ class TrainingRequest:
                 f"--name {self.dataset}"
             )
 
+    def _check_time(self) -> None:
+        if self.time not in (CLOCK, BEATS):
+            raise MicroMusicGenError(f"unknown time {self.time!r}; known: {CLOCK}, {BEATS}")
+        if self.frames_per_beat is not None and self.time != BEATS:
+            raise MicroMusicGenError(f"--frames-per-beat {self.frames_per_beat} is for beat time; add --time beats")
+        if self.frames_per_beat not in (None, *FRAMES_PER_BEAT):
+            known = ", ".join(map(str, FRAMES_PER_BEAT))
+            raise MicroMusicGenError(f"--frames-per-beat {self.frames_per_beat} is not one of {known}")
+
+    @property
+    def listens_to(self) -> str:
+        """The conditioner of the LM, `auto` settled."""
+        if self.conditioner != AUTO:
+            return self.conditioner
+        return BARS_CONDITIONER if self.time == BEATS and self.start_from is None else NO_CONDITIONER
+
+    @property
+    def time_overrides(self) -> list[str]:
+        """The Hydra overrides that say how time is counted; none for clock time."""
+        if self.time == CLOCK:
+            return []
+        return [f"dset.time={self.time}", f"dset.frames_per_beat={self.frames_per_beat or FRAMES_PER_BEAT[0]}"]
+
     def _check_conditions(self) -> None:
         known = conditioner_names()
-        if self.conditioner not in known:
+        if self.conditioner not in (AUTO, *known):
             raise MicroMusicGenError(f"unknown conditioner {self.conditioner!r}; known: {', '.join(known)}")
         if self.text_encoder is not None and not self.conditioner.startswith("text"):
             raise MicroMusicGenError(
                 f"--text-encoder {self.text_encoder} is for models that listen to text; add --conditioner text_cross"
             )
-        if self.start_from is not None and self.conditioner != NO_CONDITIONER:
+        if self.start_from is not None and self.conditioner not in (AUTO, NO_CONDITIONER):
             raise MicroMusicGenError(
                 f"--from {self.start_from} starts a model without conditions; leave --conditioner {self.conditioner} "
                 "out, or train through dora run continue_from=..."
@@ -122,8 +157,15 @@ def codec_of(request: TrainingRequest) -> str | None:
 
 
 def _trained_codec(request: TrainingRequest) -> str | None:
-    """Gives the data set's newest codec when its run is complete; None when one has to be trained or finished."""
-    folder = references.newest_run(request.dataset, solver="compression")
+    """Gives the data set's newest codec of this time when its run is complete; None when one has to be trained or
+    finished.
+    """
+
+    def counts_alike(summary: Mapping[str, Any]) -> bool:
+        said = [argument for argument in summary.get("argv", []) if argument.startswith(TIME_KEYS)]
+        return said == request.time_overrides
+
+    folder = references.newest_run(request.dataset, solver="compression", fits=counts_alike)
     if folder is None:
         return None
     summary = storage.read_json(folder / "summary.json")
@@ -162,7 +204,7 @@ def _lm_overrides(request: TrainingRequest, codec_shape: tuple[int, int], minute
     argv = [
         "solver=musicgen/micro_32khz",
         *_shape_overrides(request),
-        f"conditioner={request.conditioner}",
+        f"conditioner={request.listens_to}",
         *_encoder_overrides(request),
         f"dset=audio/{request.dataset}",
         f"transformer_lm.card={codec_shape[0]}",
@@ -192,11 +234,15 @@ def _shape_overrides(request: TrainingRequest) -> list[str]:
     from micro_musicgen.train import main
 
     found = read_parts(request.start_from)
+    theirs = CLOCK if found.beat_time is None else BEATS
+    if theirs != request.time:
+        raise MicroMusicGenError(f"--from {request.start_from} is a model in {theirs} time; add --time {theirs}")
     if found.lm["conditioners"]:
         raise MicroMusicGenError(
             f"--from {request.start_from} is a model with conditions; train it through dora run continue_from=..."
         )
-    composed = main.experiment(["solver=musicgen/micro_32khz", f"dset=audio/{request.dataset}"]).cfg
+    model = [BACKBONES[found.lm["lm_model"]]] if found.lm["lm_model"] in BACKBONES else []
+    composed = main.experiment(["solver=musicgen/micro_32khz", *model, f"dset=audio/{request.dataset}"]).cfg
     decided = ("card", "n_q", "dropout", "attention_dropout")  # the codec's, and this training's own
     shape = [
         f"transformer_lm.{key}={json.dumps(value)}"
@@ -207,7 +253,7 @@ def _shape_overrides(request: TrainingRequest) -> list[str]:
     if pattern != composed.codebooks_pattern.modeling:
         shape.append(f"codebooks_pattern.modeling={pattern}")
     reference = request.start_from if request.start_from.startswith("//") else quoted(request.start_from)
-    return [*shape, f"continue_from={reference}"]
+    return [*model, *shape, f"continue_from={reference}"]
 
 
 def _dropout(dataset: str) -> float:
@@ -218,8 +264,8 @@ def _dropout(dataset: str) -> float:
 
 
 def common_overrides(request: TrainingRequest, minutes: float | None) -> list[str]:
-    """Gives the overrides that every run of a request has: minutes, seed, and what the person set."""
-    argv = [] if minutes is None else [f"optim.minutes={minutes:g}"]
+    """Gives the overrides that every run of a request has: time, minutes, seed, and what the person set."""
+    argv = [*request.time_overrides, *([] if minutes is None else [f"optim.minutes={minutes:g}"])]
     argv += [] if request.seed is None else [f"seed={request.seed}"]
     return argv + list(request.overrides)
 

@@ -14,7 +14,8 @@ from micro_musicgen import paths
 from micro_musicgen.codec.builder import build_codec_model, codec_config
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import build_lm, lm_config, lm_spec
-from micro_musicgen.lm.scales import SCALES
+from micro_musicgen.lm.scales import LLAMA_SCALES, SCALES
+from micro_musicgen.lm.scales import spec as scale_spec
 from micro_musicgen.solvers.registry import _HOMES
 
 CONFIG = paths.config_dir()
@@ -66,6 +67,37 @@ def test_scale_files_say_what_the_table_says(scale: str) -> None:
     )
 
 
+@pytest.mark.parametrize("scale", LLAMA_SCALES)
+def test_a_llama_of_every_scale_is_what_the_table_says(scale: str) -> None:
+    cfg = composed("solver=musicgen/micro_32khz", "model=lm/llama_lm", f"model/lm/model_scale={scale}")
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert cfg.lm_model == "llama" and lm_spec(lm_config(cfg)) == scale_spec(scale, backbone="llama")
+    assert cfg.transformer_lm.dropout == (0.2 if scale == "melformer" else 0)
+
+
+@pytest.mark.parametrize("conditioner", sorted(path.stem for path in (CONFIG / "conditioner").glob("*.yaml")))
+def test_a_llama_takes_every_conditioner(conditioner: str) -> None:
+    cfg = composed("solver=musicgen/debug", "model=lm/llama_lm", f"conditioner={conditioner}")
+    assert cfg.transformer_lm.dim == 32, "the solver's shape wins over the model's"
+    spec = lm_spec(lm_config(cfg))
+    upstreams = lm_spec(lm_config(composed("solver=musicgen/debug", f"conditioner={conditioner}")))
+    assert spec.backbone == "llama"
+    assert (spec.conditioning, spec.pattern) == (upstreams.conditioning, upstreams.pattern)
+
+
+def test_a_llama_builds_at_toy_size() -> None:
+    config = lm_config(composed("solver=musicgen/debug", "model=lm/llama_lm", "transformer_lm.num_kv_heads=1"))
+    model = build_lm(config, window_s=1.0)
+    assert sum(p.numel() for p in model.parameters()) == lm_spec(config).num_parameters
+    assert model(torch.zeros(1, 4, 3, dtype=torch.long)).shape == (1, 4, 3, 64)
+
+
+def test_a_llamas_scale_is_not_taken_for_a_transformers() -> None:
+    config = lm_config(composed("solver=musicgen/micro_32khz", "model/lm/model_scale=melformer"))
+    with pytest.raises(MicroMusicGenError, match="lm_model=transformer_lm has no num_kv_heads"):
+        build_lm(config, window_s=1.0)
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_is_mono_32khz_at_50_frames(codec: str) -> None:
     cfg = composed(
@@ -113,8 +145,8 @@ def test_no_key_is_read_by_nobody() -> None:
         sources += "\n".join(path.read_text() for path in package.rglob("*.py"))
     words = set(re.findall(r"\w+", sources))
     unread = set()
-    for solver in SOLVERS:
-        for leaf in _leaves(composed(f"solver={solver}")):
+    for overrides in [[f"solver={solver}"] for solver in SOLVERS] + [["solver=musicgen/debug", "model=lm/llama_lm"]]:
+        for leaf in _leaves(composed(*overrides)):
             if leaf.split(".")[-1] not in words:
                 unread.add(leaf)
     assert not unread

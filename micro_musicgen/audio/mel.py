@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,7 +27,27 @@ class MelScale:
             raise MicroMusicGenError(f"n_mels {self.n_mels} must be 1 or more")
 
 
-def mel_filters(scale: MelScale, sample_rate: int) -> torch.Tensor:
+def at_rate(scale: MelScale, sample_rate: float, nominal_rate: float, max_hz: float | None = None) -> MelScale:
+    """Gives the resolution that looks at sound of `sample_rate` as `scale` looks at sound of `nominal_rate`.
+
+    Windows and hops last about as long (to a power of two), bands end at `max_hz` if not before, and are fewer where
+    they would hold no bin. For beat time, whose rate is its tempo's.
+    """
+    factor = 2.0 ** round(math.log2(sample_rate / nominal_rate))
+    hop = max(1, round(scale.hop_samples * factor))
+    f_max = None if max_hz is None or max_hz >= sample_rate / 2 else max_hz
+    found = replace(scale, n_fft=max(hop, round(scale.n_fft * factor)), hop_samples=hop, f_max=f_max)
+    while found.n_mels > 1:
+        try:
+            mel_filters(found, sample_rate)
+        except MicroMusicGenError:
+            found = replace(found, n_mels=max(1, found.n_mels * 7 // 8))
+        else:
+            break
+    return found
+
+
+def mel_filters(scale: MelScale, sample_rate: float) -> torch.Tensor:
     """Gives triangular filters [n_fft // 2 + 1, n_mels], peak 1, evenly spaced on the mel scale (HTK formula).
 
     Raises:

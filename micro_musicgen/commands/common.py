@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from typing import Annotated, Any
 
 import typer
+
+
+class TimeUnit(str, Enum):
+    """How time is counted."""
+
+    CLOCK = "clock"
+    BEATS = "beats"
+
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

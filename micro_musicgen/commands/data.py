@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from micro_musicgen.commands.common import JsonFlag, report
+from micro_musicgen.commands.common import JsonFlag, TimeUnit, report
 
 
 def prepare(
@@ -29,6 +29,12 @@ def prepare(
         list[str] | None, typer.Option(help="Take only sounds of this instrument. Repeatable.")
     ] = None,
     genre: Annotated[list[str] | None, typer.Option(help="Take only sounds of this genre. Repeatable.")] = None,
+    time: Annotated[
+        TimeUnit, typer.Option(help="beats: find the tempo of every file too, for train --time beats.")
+    ] = TimeUnit.CLOCK,
+    bpm: Annotated[
+        float | None, typer.Option(help="The tempo of all files, beats a minute; found for each when not given.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a data set of a folder: decode every file, drop duplicates, split, write manifests."""
@@ -37,6 +43,7 @@ def prepare(
     from micro_musicgen.data.prepare import prepare as run
 
     filters = Filters.parse(license or (), instrument or (), genre or ())
+    in_beats = time is TimeUnit.BEATS or bpm is not None
     with counting("reading") as progress:
         found = run(
             folder,
@@ -49,6 +56,10 @@ def prepare(
             overwrite=overwrite,
             metadata=metadata,
             filters=filters,
+            in_beats=in_beats,
+            bpm=bpm,
             progress=progress,
+            tempo_progress=progress,
         )
-    report(as_json, found.to_dict(), [*found.summary_lines(), f"next: micro-musicgen train {name} --minutes 30"])
+    more = " --time beats" if in_beats else ""
+    report(as_json, found.to_dict(), [*found.summary_lines(), f"next: micro-musicgen train {name}{more} --minutes 30"])

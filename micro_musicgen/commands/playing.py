@@ -26,7 +26,18 @@ def generate(
         int | None,
         typer.Option("-n", "--num", help="How many clips; by default one per --text or --audio-prompt, or 4."),
     ] = None,
-    duration: Annotated[float, typer.Option(help="Seconds a clip.")] = 8.0,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds a clip.  [default: 8; of a model in beat time, its window]")
+    ] = None,
+    bars: Annotated[int | None, typer.Option(help="Bars a clip, of a model in beat time, instead of seconds.")] = None,
+    bpm: Annotated[
+        float | None, typer.Option(help="Tempo of the clips, of a model in beat time.  [default: as trained]")
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Make loops: the end flows into the start.")] = False,
+    repeats: Annotated[int, typer.Option(help="How often a file plays its clip.")] = 1,
+    keep_pitch: Annotated[
+        bool, typer.Option("--keep-pitch", help="Let a tempo other than the trained one leave the pitch alone.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same files. Drawn when not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the WAV files; clips by default.")] = None,
     temperature: Annotated[float, typer.Option(help="Above 1 is odder, below 1 is safer.")] = 1.0,
@@ -111,6 +122,11 @@ def generate(
         num_clips=num_clips if num_clips is not None else 1 if streams else told or 4,
         out=out or Path("clips"),
         duration_s=duration,
+        bars=bars,
+        bpm=bpm,
+        loop=loop,
+        repeats=repeats,
+        keep_pitch=keep_pitch,
         seed=seed,
         temperature=temperature,
         top_k=top_k,

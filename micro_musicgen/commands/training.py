@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from micro_musicgen.commands.common import JsonFlag, report, say
+from micro_musicgen.commands.common import JsonFlag, TimeUnit, report, say
 
 
 def train(
@@ -23,8 +23,12 @@ def train(
     ] = None,
     patience: Annotated[int | None, typer.Option(help="End after so many epochs without a better validation.")] = None,
     conditioner: Annotated[
-        str, typer.Option(help="What the LM listens to: none, text_cross, text_prefix, audio_prompt, text_audio.")
-    ] = "none",
+        str | None,
+        typer.Option(
+            help="What the LM listens to: none, text_cross, text_prefix, audio_prompt, text_audio, bars.  "
+            "[default: none; bars in beat time]"
+        ),
+    ] = None,
     text_encoder: Annotated[
         str | None, typer.Option(help="T5 that reads the texts: id or folder.  [default: t5-base]")
     ] = None,
@@ -34,6 +38,12 @@ def train(
             "--decoder", help="Train a diffusion decoder for the data set's codec instead (docs/diffusion.md)."
         ),
     ] = False,
+    time: Annotated[
+        TimeUnit, typer.Option(help="beats: crops of whole bars, so that loops close at any tempo (docs/beat_time.md).")
+    ] = TimeUnit.CLOCK,
+    frames_per_beat: Annotated[
+        int | None, typer.Option(help="Codec frames a beat: 16, 32 or 64. More is brighter and slower.  [default: 16]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and order of the data.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="A Hydra override KEY=VALUE for both runs.")
@@ -53,9 +63,11 @@ def train(
         codec_scale=codec_scale,
         start_from=start_from,
         patience=patience,
-        conditioner=conditioner,
+        conditioner=conditioner or training.AUTO,
         text_encoder=text_encoder,
         seed=seed,
+        time=time.value,
+        frames_per_beat=frames_per_beat,
         overrides=tuple(override or ()),
     )
     if dry_run:
@@ -76,6 +88,9 @@ def train(
         f"best validation {what} {summary['best']['score']:.3f}{unit} at epoch {summary['best']['epoch']}",
         f"next: micro-musicgen export {lm or 'RUN'}{shipped} --out {name}-release",
     ]
+    if "beat_time" in summary:
+        bpm = summary["beat_time"]["bpm"]
+        lines.append(f"then: micro-musicgen generate {name}-release --bars 4 --bpm {bpm:g} --loop")
     report(as_json, {"signature": folder.name, "folder": str(folder), "summary": summary}, lines)
 
 

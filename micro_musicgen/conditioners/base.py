@@ -16,8 +16,9 @@ from torch import nn
 
 from micro_musicgen.conditioners.lazy_registry import LazyRegistry
 
-Kind = Literal["text", "audio"]
-"""What a conditioner takes: "text" a string, "audio" codes, int64 [K, T]; None where nothing was said."""
+Kind = Literal["text", "audio", "bars"]
+"""What a conditioner takes: "text" a string, "audio" codes, int64 [K, T], "bars" (beat, bars of the loop); None where
+nothing was said."""
 
 Progress = Callable[[int, int], None]
 """Called with how many things are done, and of how many."""
@@ -79,6 +80,7 @@ conditioners: LazyRegistry[MakeConditioner] = LazyRegistry(
     {
         "text": "micro_musicgen.conditioners.text",
         "audio_prompt": "micro_musicgen.conditioners.audio_prompt",
+        "bars": "micro_musicgen.conditioners.bars",
     },
 )
 """By the config's `conditioners.NAME.model`. An entry takes (the settings below that name, the surroundings)."""

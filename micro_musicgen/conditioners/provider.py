@@ -27,7 +27,7 @@ class ConditionProvider(nn.Module):
         self.conditioners = nn.ModuleDict(dict(made))
 
     def names(self, kind: str | None = None) -> tuple[str, ...]:
-        """Gives the names of all conditions, or of those of one kind ("text", "audio")."""
+        """Gives the names of all conditions, or of those of one kind ("text", "audio", "bars")."""
         return tuple(name for name, each in self._each() if kind in (None, each.kind))
 
     def warm(self, said: Said, *, folder: Path | None = None, progress: Progress | None = None) -> None:

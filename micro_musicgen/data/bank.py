@@ -27,8 +27,12 @@ class AudioBank:
         self._sample_rate = sample_rate
         self._segment = segment
         self.lengths = [resampled_length(t.num_samples, t.sample_rate, sample_rate) for t in self._tracks]
-        self._resident = _shortest_within(self.lengths, int(ram_gb * 1e9) // 4)
+        self._resident = shortest_within(self.lengths, int(ram_gb * 1e9) // 4)
         self._held: dict[int, npt.NDArray[np.float32]] = {}
+
+    def loops(self, index: int) -> bool:
+        """Says whether cuts of a track wrap round its end."""
+        return self.lengths[index] < self._segment
 
     def start_of(self, index: int, position: float) -> int:
         """Gives the sample at which a cut of track `index` begins, `position` in [0, 1) of the places where it can.
@@ -60,7 +64,7 @@ class AudioBank:
         track, length = self._tracks[index], self.lengths[index]
         wav = load_mono(track.path, self._sample_rate, wraps=length < self._segment)
         if abs(len(wav) - length) > CHANGED_S * self._sample_rate:
-            raise _changed(track, len(wav) / self._sample_rate)
+            raise changed(track, len(wav) / self._sample_rate)
         if index in self._resident:
             self._held[index] = wav
         return wav
@@ -73,14 +77,14 @@ class AudioBank:
         except UnreadableAudioError:
             raise
         except MicroMusicGenError as error:  # it ends before start_s
-            raise _changed(track, probe(track.path).duration_s) from error
+            raise changed(track, probe(track.path).duration_s) from error
         missing = size - len(wav)
         if missing > CHANGED_S * self._sample_rate or missing > start:
-            raise _changed(track, start_s + len(wav) / self._sample_rate)
+            raise changed(track, start_s + len(wav) / self._sample_rate)
         return self._from_file(index, start - missing, size) if missing else wav
 
 
-def _shortest_within(lengths: Sequence[int], budget: int) -> frozenset[int]:
+def shortest_within(lengths: Sequence[int], budget: int) -> frozenset[int]:
     """Gives the tracks that fit into `budget` samples together, shortest first."""
     chosen, used = set(), 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
@@ -91,7 +95,8 @@ def _shortest_within(lengths: Sequence[int], budget: int) -> frozenset[int]:
     return frozenset(chosen)
 
 
-def _changed(track: Track, found_s: float) -> MicroMusicGenError:
+def changed(track: Track, found_s: float) -> MicroMusicGenError:
+    """Gives what is said of a file that is another one than when it was prepared."""
     return MicroMusicGenError(
         f"{track.path} is {found_s:.2f} s long now and was {track.duration:.2f} s when prepared; run prepare again"
     )

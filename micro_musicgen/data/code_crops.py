@@ -9,6 +9,8 @@ from itertools import islice
 import numpy as np
 import torch
 
+from micro_musicgen.data.beat_grid import BarPlace, BeatSteps
+from micro_musicgen.data.beat_view import start_of, starts_on_bar
 from micro_musicgen.data.crop_batch import GAP_S, Crops, Cut, PromptPlan, training_cuts, validation_cuts
 from micro_musicgen.data.slots import SlotPlan, evenly_spaced, segment_starts
 from micro_musicgen.data.tokens import TokenStore
@@ -19,10 +21,11 @@ class CodeCrops:
     """Endless training batches and a fixed validation set. Invariant: `batch(step, n)` is always the same codes.
 
     Tracks are drawn in proportion to the duration of their audio (not of its loops) times their weight, every slot
-    of the data once per pass (see `slots`).
+    of the data once per pass (see `slots`). In beat time durations are beats, crops start on bars (`aligns_bars`) or
+    beats, and those of loops go on across the seam.
     """
 
-    def __init__(self, store: TokenStore, *, segment_frames: int, seed: int) -> None:
+    def __init__(self, store: TokenStore, *, segment_frames: int, seed: int, aligns_bars: bool = True) -> None:
         shortest = min(store.tracks, key=lambda track: track.num_frames)
         if not 1 <= segment_frames <= shortest.num_frames:
             raise MicroMusicGenError(
@@ -31,7 +34,10 @@ class CodeCrops:
             )
         self._store = store
         self.segment_frames = segment_frames
-        masses = [track.duration_s * store.frame_rate * track.weight for track in store.tracks]
+        in_beats = store.settings.in_beats
+        self._steps = store.settings.steps(aligns_bars=aligns_bars) if in_beats else None
+        assert not in_beats or segment_frames == store.settings.segment_frames(store.frame_rate), segment_frames
+        masses = [self._duration_frames(index) * track.weight for index, track in enumerate(store.tracks)]
         self._plan = SlotPlan(masses, segment_frames, seed)
         self._seed = seed
 
@@ -65,17 +71,30 @@ class CodeCrops:
 
         Every track takes part with its consecutive segments, a looped one once; at most `max_items` in all.
         """
-        found = [
-            (index, start)
-            for index, track in enumerate(self._store.tracks)
-            for start in ([0] if track.loop else segment_starts(track.num_frames, self.segment_frames))
-        ]
+        found = [(index, start) for index in range(len(self._store.tracks)) for start in self._valid_starts(index)]
         remaining = iter(validation_cuts(evenly_spaced(found, max_items)))
         while chosen := list(islice(remaining, batch_size)):
             yield self._taken(chosen, prompt_frames)
 
+    def _duration_frames(self, index: int) -> float:
+        """Gives how long a track's audio is, before it was looped, in frames."""
+        track, store = self._store.tracks[index], self._store
+        if not store.settings.in_beats:
+            return track.duration_s * store.frame_rate
+        return store.loop_frames(index) or track.num_frames
+
+    def _valid_starts(self, index: int) -> list[int]:
+        track, loop = self._store.tracks[index], self._store.loop_frames(index)
+        if loop is not None:
+            return segment_starts(loop, self.segment_frames)
+        return [0] if track.loop else segment_starts(track.num_frames, self.segment_frames)
+
     def _locate(self, place: int) -> tuple[int, int]:
         track, position = self._plan.locate(place)
+        if self._steps is not None:
+            loop = self._store.loop_frames(track)
+            length = loop or self._store.tracks[track].num_frames
+            return track, start_of(position, length, self.segment_frames, self._steps, loops=loop is not None)
         return track, int(position * (self._store.tracks[track].num_frames - self.segment_frames + 1))
 
     def _taken(self, cuts: Sequence[Cut], prompt_frames: int) -> Crops:
@@ -85,7 +104,14 @@ class CodeCrops:
             tracks=tuple(cut.track for cut in cuts),
             places=tuple(cut.place for cut in cuts),
             prompts=tuple(self._prompt(cut, prompt_frames) for cut in cuts),
+            bars=() if self._steps is None else tuple(self._bar(cut, self._steps) for cut in cuts),
         )
+
+    def _bar(self, cut: Cut, steps: BeatSteps) -> BarPlace | None:
+        """Gives where a crop starts; None where nobody knows which of the track's beats a bar begins with."""
+        track = self._store.tracks[cut.track]
+        assert track.tempo is not None, track
+        return steps.place(cut.start, self._store.loop_frames(cut.track)) if starts_on_bar(track.tempo) else None
 
     def _prompt(self, cut: Cut, wanted: int) -> torch.Tensor | None:
         """Gives codes [K, P] from elsewhere in the crop's track."""

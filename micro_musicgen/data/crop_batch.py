@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from micro_musicgen.data.beat_grid import BarPlace
 from micro_musicgen.data.slots import rank_places, uniform
 
 GAP_S = 0.5
@@ -26,13 +27,15 @@ class Crops:
 
     tracks: where each crop's track stands in the manifest. places: the number of each crop in the run, step *
     batch_size + place in the batch, or -1 - n for the n-th of the validation set. prompts: int64 [K, P'] each, P' at
-    most as many frames as were asked for; None where the track has no room for one.
+    most as many frames as were asked for; None where the track has no room for one. bars: where each starts, None where
+    nobody knows, as in clock time; empty for nowhere.
     """
 
     codes: torch.Tensor
     tracks: tuple[int, ...]
     places: tuple[int, ...]
     prompts: tuple[torch.Tensor | None, ...]
+    bars: tuple[BarPlace | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from micro_musicgen.data.bank import AudioBank
+from micro_musicgen.data.beat_grid import BarPlace, BeatSteps
+from micro_musicgen.data.beat_view import BeatBank, starts_on_bar
 from micro_musicgen.data.crop_batch import GAP_S, Cut, PromptPlan, training_cuts, validation_cuts
 from micro_musicgen.data.manifest import Track
 from micro_musicgen.data.slots import SlotPlan, evenly_spaced, segment_starts
@@ -19,28 +21,46 @@ from micro_musicgen.errors import MicroMusicGenError
 
 @dataclass(frozen=True)
 class AudioCut:
-    """One crop and its prompt. wav: float32 [L]. prompt: float32 [P] from elsewhere in the track, None without one."""
+    """One crop and its prompt. wav: float32 [L]. prompt: float32 [P] from elsewhere in the track, None without one.
+
+    bar: where it starts in beat time, None where nobody knows.
+    """
 
     track: int
     place: int
     wav: np.ndarray
     prompt: np.ndarray | None
+    bar: BarPlace | None = None
 
 
 class AudioCrops:
     """Endless training batches and a fixed validation set. Invariant: `batch(step, n)` is always the same audio.
 
     That is what makes a resumed run continue with the numbers of one that was never stopped. Tracks are drawn in
-    proportion to duration times weight, every slot of the data once per pass (see `slots`).
+    proportion to duration times weight, every slot of the data once per pass (see `slots`). beats: the crops are in
+    beat time, and start on its beats or bars; seconds are then nominal, and every track has a tempo.
     """
 
     def __init__(
-        self, tracks: Sequence[Track], *, sample_rate: int, segment_s: float, seed: int, ram_gb: float = 2.0
+        self,
+        tracks: Sequence[Track],
+        *,
+        sample_rate: int,
+        segment_s: float,
+        seed: int,
+        ram_gb: float = 2.0,
+        beats: BeatSteps | None = None,
     ) -> None:
         self.segment_samples = round(segment_s * sample_rate)
         if self.segment_samples < 1:
             raise MicroMusicGenError(f"segment of {segment_s:g} s holds no sample; give a longer segment_duration")
-        self._bank = AudioBank(tracks, sample_rate=sample_rate, segment=self.segment_samples, ram_gb=ram_gb)
+        self._beats = beats
+        self._bank: AudioBank | BeatBank
+        if beats is None:
+            self._bank = AudioBank(tracks, sample_rate=sample_rate, segment=self.segment_samples, ram_gb=ram_gb)
+        else:
+            assert self.segment_samples % beats.per_beat == 0, (self.segment_samples, beats)
+            self._bank = BeatBank(list(tracks), beats, segment=self.segment_samples, ram_gb=ram_gb)
         masses = [n * track.draw_weight for n, track in zip(self._bank.lengths, tracks, strict=True)]
         self._plan = SlotPlan(masses, self.segment_samples, seed)
         self._seed, self._gap = seed, math.ceil(GAP_S * sample_rate)
@@ -90,11 +110,20 @@ class AudioCrops:
         return track, self._bank.start_of(track, position)
 
     def _taken(self, cut: Cut, prompt: int, grain: int) -> AudioCut:
-        length = self._bank.lengths[cut.track]
+        length, loops = self._bank.lengths[cut.track], self._bank.loops(cut.track)
         wav = self._bank.cut_at(cut.track, cut.start)
         plan = PromptPlan(segment=self.segment_samples, wanted=prompt, gap=self._gap, grain=grain, seed=self._seed)
-        found = None if length < self.segment_samples else plan.choose(length, cut)
-        return AudioCut(cut.track, cut.place, wav, None if found is None else self._bank.cut_at(cut.track, *found))
+        found = None if loops else plan.choose(length, cut)
+        cut_out = None if found is None else self._bank.cut_at(cut.track, *found)
+        return AudioCut(cut.track, cut.place, wav, cut_out, self._bar(cut))
+
+    def _bar(self, cut: Cut) -> BarPlace | None:
+        if self._beats is None or not isinstance(self._bank, BeatBank):
+            return None
+        view = self._bank.views[cut.track]
+        tempo, loop = view.track.tempo, view.length if view.loops else None
+        assert tempo is not None, view
+        return self._beats.place(cut.start, loop) if starts_on_bar(tempo) else None
 
 
 def stacked(wavs: Iterable[np.ndarray]) -> torch.Tensor:

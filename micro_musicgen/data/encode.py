@@ -15,8 +15,9 @@ from pathlib import Path
 from micro_musicgen import storage
 from micro_musicgen.contracts import Codec
 from micro_musicgen.data import stages, token_workers, tokens
-from micro_musicgen.data.manifest import Track
-from micro_musicgen.data.token_pool import PooledCodes, TokenPool, sound_key
+from micro_musicgen.data.beat_grid import BeatSteps
+from micro_musicgen.data.manifest import Track, TrackTempo
+from micro_musicgen.data.token_pool import PooledCodes, TokenPool
 from micro_musicgen.data.token_workers import LoadCodec
 from micro_musicgen.data.tokens import TokenSettings, TokenStore, TokenTrack
 from micro_musicgen.errors import MicroMusicGenError, UnreadableAudioError
@@ -58,9 +59,10 @@ def plan_token_store(
     found = None if anew else _sound_store(folder, key)
     if found is not None:
         return BuildPlan(folder, len(tracks), len(tracks), (), found)
-    missing = _missing(tracks, TokenPool.beside(folder, codec, settings))
-    sounds = {sound_key(track) for track in missing}
-    num_reused = sum(sound_key(track) not in sounds for track in tracks)
+    pool = TokenPool.beside(folder, codec, settings)
+    missing = _missing(tracks, pool)
+    sounds = {pool.sound(track) for track in missing}
+    num_reused = sum(pool.sound(track) not in sounds for track in tracks)
     return BuildPlan(folder, len(tracks), num_reused, tuple(missing))
 
 
@@ -72,6 +74,7 @@ def build_token_store(
     segment_s: float,
     window_s: float = 30.0,
     overlap_s: float = 2.0,
+    steps: BeatSteps | None = None,
     workers: int | None = 1,
     load: LoadCodec | None = None,
     anew: bool = False,
@@ -79,6 +82,7 @@ def build_token_store(
 ) -> TokenStore:
     """Gives the store in `folder`, built unless a sound one for the same codec, tracks and settings lies there.
 
+    steps: the codes are in beat time, these are its beats in frames, and every track has a tempo; None for clock time.
     It is put together beside its place and moved there whole, so a killed or a second, simultaneous build does no
     harm. workers: processes that encode; None for as many as the audio is worth. load: makes the codec in another
     process (a function that can be pickled); None sends `codec` itself. anew: replaces a store that opens, too, with
@@ -92,7 +96,7 @@ def build_token_store(
             codes of all others are kept.
     """
     folder = Path(folder)
-    settings = TokenSettings(segment_s, window_s, overlap_s)
+    settings = token_settings(segment_s, window_s, overlap_s, steps)
     plan = plan_token_store(folder, tracks, codec, settings, anew=anew)
     if plan.store is not None:
         return plan.store
@@ -105,6 +109,18 @@ def build_token_store(
     if progress is not None:
         progress(len(tracks), len(tracks))
     return _put_together(folder, tracks, codec, pool, anew=anew)
+
+
+def token_settings(
+    segment_s: float,
+    window_s: float = TokenSettings.window_s,
+    overlap_s: float = TokenSettings.overlap_s,
+    steps: BeatSteps | None = None,
+) -> TokenSettings:
+    """Gives the settings of a store. steps: the beats of beat time, in frames."""
+    if steps is None:
+        return TokenSettings(segment_s, window_s, overlap_s)
+    return TokenSettings(segment_s, window_s, overlap_s, steps.per_beat, steps.beats_per_bar)
 
 
 def _check(codec: Codec, settings: TokenSettings) -> None:
@@ -138,12 +154,12 @@ def key_of(store: TokenStore) -> str:
 
 def as_track(track: TokenTrack) -> Track:
     """Gives as much of the manifest's track as keys are made of."""
-    return Track(track.path, track.duration_s, 1, weight=track.weight, audio_hash=track.audio_hash)
+    return Track(track.path, track.duration_s, 1, weight=track.weight, audio_hash=track.audio_hash, tempo=track.tempo)
 
 
 def _missing(tracks: Sequence[Track], pool: TokenPool) -> list[Track]:
     """Gives the tracks without sound codes in the pool; of tracks with the same audio the first."""
-    first = {sound_key(track): track for track in reversed(tracks)}
+    first = {pool.sound(track): track for track in reversed(tracks)}
     return [track for track in reversed(first.values()) if pool.read(track) is None]
 
 
@@ -212,7 +228,9 @@ def _write_shards(stage: Path, tracks: Sequence[Track], pool: TokenPool) -> tupl
         with storage.atomic_write(tokens.shard_path(stage, shard)) as file:
             while remaining and (not offset or (offset + len(held.codes)) * held.codes.strides[0] <= SHARD_BYTES):
                 file.write(held.codes.tobytes())
-                placed.append(_place(remaining.pop(), shard, offset, held))
+                track = remaining.pop()
+                tempo = track.tempo if pool.settings.in_beats else None
+                placed.append(_place(track, shard, offset, held, tempo))
                 offset += len(held.codes)
                 held = _pooled(pool, remaining[-1]) if remaining else held
         shard += 1
@@ -226,7 +244,7 @@ def _pooled(pool: TokenPool, track: Track) -> PooledCodes:
     return found
 
 
-def _place(track: Track, shard: int, offset_frames: int, pooled: PooledCodes) -> TokenTrack:
+def _place(track: Track, shard: int, offset_frames: int, pooled: PooledCodes, tempo: TrackTempo | None) -> TokenTrack:
     return TokenTrack(
         name=Path(track.path).stem,
         path=track.path,
@@ -238,4 +256,5 @@ def _place(track: Track, shard: int, offset_frames: int, pooled: PooledCodes) ->
         num_frames=len(pooled.codes),
         loop=pooled.loop,
         checksum=pooled.checksum,
+        tempo=tempo,
     )

@@ -60,6 +60,7 @@ class LiveCodes:
             tracks=tuple(cut.track for cut in cuts),
             places=tuple(cut.place for cut in cuts),
             prompts=tuple(prompts.get(index) for index in range(len(cuts))),
+            bars=tuple(cut.bar for cut in cuts),
         )
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from micro_musicgen import paths, storage
+from micro_musicgen.data.beat_tempos import Tempos, carried_over, with_tempos
 from micro_musicgen.data.coverage import Coverage
 from micro_musicgen.data.filters import Filters
-from micro_musicgen.data.manifest import Track, dataset_hash, write_manifest
+from micro_musicgen.data.info import BPM_RANGE
+from micro_musicgen.data.manifest import Track, dataset_hash, read_manifest, write_manifest
 from micro_musicgen.data.metadata import collect
 from micro_musicgen.data.report import PrepareReport, Skipped
 from micro_musicgen.data.scan import Limits, Sound, find_audio, scan
@@ -38,14 +41,18 @@ def prepare(
     overwrite: bool = False,
     metadata: Path | str | None = None,
     filters: Filters | None = None,
+    in_beats: bool = False,
+    bpm: float | None = None,
     progress: Progress | None = None,
+    tempo_progress: Progress | None = None,
 ) -> PrepareReport:
     """Gives the report of a data set made from the audio below `folder`: manifests, Hydra config, `prepare.json`.
 
     Every file is decoded to its end first; only then is the old data set of that name replaced, so an interrupted
     or failed call leaves it whole. The same folder again updates it. progress(done, total) counts files.
     metadata: a file that describes sounds, beside what they say themselves (`data/metadata.py`). filters: what a
-    sound must be by that; the others are neither decoded nor kept.
+    sound must be by that; the others are neither decoded nor kept. in_beats: the tempo of every file is told too,
+    found where nothing says it (tempo_progress counts those). bpm: the tempo of all of them.
 
     Raises:
         MicroMusicGenError: the folder is missing, empty or holds nothing that can be used; the name is not usable or
@@ -55,6 +62,8 @@ def prepare(
     folder = _checked_folder(folder)
     if not 0 < valid_fraction < 1:
         raise MicroMusicGenError(f"valid fraction {valid_fraction:g} must lie between 0 and 1, such as 0.1")
+    if bpm is not None and not BPM_RANGE[0] <= bpm <= BPM_RANGE[1]:
+        raise MicroMusicGenError(f"{bpm:g} BPM is no tempo of a sound; give {BPM_RANGE[0]:g} to {BPM_RANGE[1]:g}")
     _check_name(name)
     _restore_interrupted(name)
     if not overwrite:
@@ -79,6 +88,9 @@ def prepare(
         raise MicroMusicGenError(_nothing_usable(folder, skipped))
     described = [known.described[sound.path] for sound in sounds]
     tracks = [_track(sound, one.info) for sound, one in zip(sounds, described, strict=True)]
+    tracks = carried_over(tracks, _old_tracks(name))
+    if in_beats or bpm is not None:
+        tracks = with_tempos(tracks, bpm=bpm, progress=tempo_progress)
     train, valid = split(tracks, valid_fraction=valid_fraction, seed=seed)
     report = PrepareReport(
         name=name,
@@ -94,6 +106,7 @@ def prepare(
         dataset_hash=dataset_hash(tracks),
         config_path=config_path(name).as_posix(),
         coverage=Coverage.of(tracks, described, left_out=left_out, table=known.table, notes=known.notes),
+        tempos=Tempos.of(tracks) if in_beats or bpm is not None else None,
     )
     _commit(report)
     return report
@@ -209,6 +222,15 @@ def _nothing_passes(folder: Path, left_out: Mapping[str, int], faults: Mapping[P
     counts = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
     path, fault = next(iter(faults.items()))
     return f"no file in {folder} passes the filters ({counts}), such as {_below(folder, path)}: {fault}; ask for less"
+
+
+def _old_tracks(name: str) -> list[Track]:
+    """Gives the tracks of the data set that is about to be replaced; none where it can't be read."""
+    found: list[Track] = []
+    for split_name in ("train", "valid"):
+        with contextlib.suppress(MicroMusicGenError):
+            found += read_manifest(paths.manifests_dir(name) / split_name)
+    return found
 
 
 def _track(sound: Sound, info: dict[str, Any]) -> Track:

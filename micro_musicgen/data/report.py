@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from micro_musicgen import paths
+from micro_musicgen.data.beat_tempos import Tempos
 from micro_musicgen.data.coverage import Coverage
 from micro_musicgen.data.manifest import Track
 
@@ -28,7 +29,7 @@ class Skipped:
 class PrepareReport:
     """A data set as it was prepared. num_ignored counts files that are hidden or neither audio nor metadata.
 
-    coverage: what is known about the sounds.
+    coverage: what is known about the sounds. tempos: how fast they are, None where nobody asked.
     """
 
     name: str
@@ -44,6 +45,7 @@ class PrepareReport:
     dataset_hash: str
     config_path: str
     coverage: Coverage
+    tempos: Tempos | None = None
 
     @property
     def is_single_file(self) -> bool:
@@ -78,6 +80,7 @@ class PrepareReport:
             "config_path": self.config_path,
             "metadata": self.coverage.to_dict(),
             "skipped": [asdict(skipped) for skipped in self.skipped],
+            **({} if self.tempos is None else {"tempos": self.tempos.to_dict()}),
         }
 
     def summary_lines(self) -> list[str]:
@@ -93,6 +96,8 @@ class PrepareReport:
         if self.is_single_file:
             lines.append("  a single file is both train and valid: the validation loss can't show overfitting")
         lines += self.coverage.lines()
+        if self.tempos is not None:
+            lines += [f"  {line}" for line in self.tempos.lines()]
         if self.num_ignored:
             lines.append(f"  ignored {_count(self.num_ignored, 'file')}: hidden or not audio")
         if self.skipped:

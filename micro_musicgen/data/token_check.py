@@ -13,7 +13,7 @@ import numpy.typing as npt
 from micro_musicgen import storage
 from micro_musicgen.contracts import Codec
 from micro_musicgen.data import tokens
-from micro_musicgen.data.encode import build_token_store, key_of
+from micro_musicgen.data.encode import as_track, build_token_store, key_of
 from micro_musicgen.data.manifest import Track
 from micro_musicgen.data.slots import evenly_spaced
 from micro_musicgen.data.token_pool import TokenPool
@@ -138,7 +138,7 @@ def _codes(store: TokenStore, index: int) -> npt.NDArray[np.int16] | None:
 def _compare(store: TokenStore, index: int, codec: Codec, shares: dict[str, float]) -> str | None:
     """Notes the share of equal codes when a track is encoded again; gives a fault when it is too small."""
     track, held = store.tracks[index], _codes(store, index)
-    manifest = Track(track.path, track.duration_s, 1, audio_hash=track.audio_hash)
+    manifest = as_track(track)
     try:
         codes, _ = encode_track(manifest, codec, store.settings)
     except MicroMusicGenError as error:
@@ -182,6 +182,7 @@ def repair_store(
         segment_s=settings.segment_s,
         window_s=settings.window_s,
         overlap_s=settings.overlap_s,
+        steps=settings.steps() if settings.in_beats else None,
         workers=workers,
         load=load,
         anew=bool(report.faults),

@@ -16,7 +16,8 @@ import hashlib
 import json
 import struct
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,21 +63,25 @@ class TokenPool:
     @classmethod
     def beside(cls, store_folder: Path, codec: Codec, settings: TokenSettings) -> TokenPool:
         """Gives the pool that the stores in one folder share. It need not exist."""
-        facts = {"version": VERSION, "codec": codec.content_hash, "settings": asdict(settings)}
+        facts = {"version": VERSION, "codec": codec.content_hash, "settings": settings.plain()}
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         folder = store_folder.parent / POOL_NAME / key
         return cls(folder, codec.content_hash, codec.num_codebooks, codec.cardinality, settings)
 
     def path(self, track: Track) -> Path:
         """Gives the file of one track's codes. It need not exist."""
-        return self.folder / f"{sound_key(track)}.codes"
+        return self.folder / f"{self.sound(track)}.codes"
+
+    def sound(self, track: Track) -> str:
+        """Gives 32 hex digits that name a track's audio, in beat time with its tempo."""
+        return sound_key(track, tokens.tempo_key(track, self.settings))
 
     def read(self, track: Track) -> PooledCodes | None:
         """Gives the codes of one track; None when they are not there, or not sound."""
         path = self.path(track)
         try:
             with open(path, "rb") as file:
-                return self._parse(file, path.stat().st_size, sound_key(track))
+                return self._parse(file, path.stat().st_size, self.sound(track))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -103,7 +108,7 @@ class TokenPool:
         return {
             "version": VERSION,
             "codec_hash": self.codec_hash,
-            "settings": asdict(self.settings),
+            "settings": self.settings.plain(),
             "sound": sound,
             "K": self.num_codebooks,
             "num_frames": num_frames,
@@ -118,7 +123,7 @@ class TokenPool:
             MicroMusicGenError: the disk is full, or the folder cannot be written to.
         """
         codes = np.ascontiguousarray(codes, dtype=CODE_DTYPE)
-        header = self._header(sound_key(track), len(codes), loop, tokens.checksum(codes))
+        header = self._header(self.sound(track), len(codes), loop, tokens.checksum(codes))
         packed = json.dumps(header, sort_keys=True).encode()
         with storage.atomic_write(self.path(track)) as file:
             file.write(MAGIC + _LENGTH.pack(len(packed)) + packed)
@@ -132,8 +137,11 @@ class TokenPool:
                     scratch.unlink()
 
 
-def sound_key(track: Track) -> str:
-    """Gives 32 hex digits that name a track's audio: by its samples, or by file and time in a stranger's manifest."""
+def sound_key(track: Track, more: Sequence[Any] = ()) -> str:
+    """Gives 32 hex digits that name a track's audio: by its samples, or by file and time in a stranger's manifest.
+
+    more: what else tells sounds apart.
+    """
     sound: Any = track.audio_hash
     if sound is None:
         try:
@@ -141,4 +149,4 @@ def sound_key(track: Track) -> str:
             sound = [track.path, facts.st_size, facts.st_mtime_ns]
         except OSError:
             sound = [track.path]
-    return hashlib.sha256(json.dumps([sound, track.duration]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([sound, track.duration, *more]).encode()).hexdigest()[:32]

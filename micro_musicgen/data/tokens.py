@@ -4,6 +4,9 @@
                       duration_s, weight, shard, offset_frames, num_frames, loop, checksum}]}
     shard-00000.bin   int16 little-endian [T, K] per track, one track after the other
 
+In beat time `settings` says frames_per_beat and beats_per_bar too, and each track its tempo. A loop of P frames (a
+whole number of bars) then holds P + segment - frames_per_beat: a crop from every beat of it, across its seam.
+
 The folder's name ends in a key of everything that shapes the codes, so a store is reused or ignored, never updated;
 what stores share and what a growing data set keeps lies in a pool beside them (see `token_pool`). Stores that were
 made before there were checksums lack that key and are read all the same.
@@ -23,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from micro_musicgen import paths, storage
-from micro_musicgen.data.manifest import Track
+from micro_musicgen.data.beat_grid import BeatSteps
+from micro_musicgen.data.manifest import Track, TrackTempo, parse_tempo
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
 
 VERSION = 1
@@ -36,17 +40,41 @@ _CHECK_CODES = 1 << 24
 
 @dataclass(frozen=True)
 class TokenSettings:
-    """What besides codec and audio shapes the codes. segment_s: tracks shorter than it are looped."""
+    """What besides codec and audio shapes the codes. segment_s: tracks shorter than it are looped.
+
+    frames_per_beat (the codec's), beats_per_bar: in beat time, whose seconds are nominal; None in clock time.
+    """
 
     segment_s: float
     window_s: float = 30.0
     overlap_s: float = 2.0
+    frames_per_beat: int | None = None
+    beats_per_bar: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Gives plain data, in clock time the same as before there was beat time."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def in_beats(self) -> bool:
+        """Whether the codes are in beat time."""
+        return self.frames_per_beat is not None
+
+    def steps(self, unit: int = 1, *, aligns_bars: bool = True) -> BeatSteps:
+        """Gives the beats on a line of frames, or of samples with `unit` of them a frame."""
+        assert self.frames_per_beat is not None and self.beats_per_bar is not None, self
+        return BeatSteps(self.frames_per_beat * unit, self.beats_per_bar, aligns_bars)
+
+    def segment_frames(self, frame_rate: float) -> int:
+        """Gives the frames of a segment."""
+        return round(self.segment_s * frame_rate)
 
 
 @dataclass(frozen=True)
 class TokenTrack:
     """Where one track's codes lie. duration_s: of the audio, before looping. loop: was shorter than a segment.
 
+    In beat time every loop is one, as long as it may be, and tempo is set.
     checksum: 16 hex digits of the codes' bytes; None in stores made before there were checksums.
     """
 
@@ -60,6 +88,7 @@ class TokenTrack:
     num_frames: int
     loop: bool
     checksum: str | None = None
+    tempo: TrackTempo | None = None
 
 
 @dataclass(frozen=True)
@@ -85,16 +114,31 @@ class TokenStore:
         """Frames in all, those of loops counted as often as they were repeated."""
         return sum(track.num_frames for track in self.tracks)
 
+    def loop_frames(self, index: int) -> int | None:
+        """Gives after how many frames a track begins again, in beat time; None for what is no loop."""
+        track = self.tracks[index]
+        if not track.loop or self.settings.frames_per_beat is None:
+            return None
+        return track.num_frames - self.settings.segment_frames(self.frame_rate) + self.settings.frames_per_beat
+
 
 def store_key(codec_hash: str, tracks: Sequence[Track], settings: TokenSettings) -> str:
     """Gives 16 hex digits of all that shapes a store: the codec, each track's sound, place and weight, the settings."""
     facts = {
         "version": VERSION,
         "codec": codec_hash,
-        "settings": asdict(settings),
-        "tracks": [[track.audio_hash or track.path, track.duration, track.draw_weight] for track in tracks],
+        "settings": settings.plain(),
+        "tracks": [
+            [track.audio_hash or track.path, track.duration, track.draw_weight, *tempo_key(track, settings)]
+            for track in tracks
+        ],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tempo_key(track: Track, settings: TokenSettings) -> list[Any]:
+    """Gives what of a track's tempo shapes its codes: nothing in clock time."""
+    return [track.tempo.key] if settings.in_beats and track.tempo is not None else []
 
 
 def store_folder(dataset: str, split: str, key: str) -> Path:
@@ -110,15 +154,16 @@ def index_dict(store: TokenStore) -> dict[str, Any]:
         "card": store.card,
         "K": store.num_codebooks,
         "frame_rate": store.frame_rate,
-        "settings": asdict(store.settings),
+        "settings": store.settings.plain(),
         "tracks": [_plain_track(track) for track in store.tracks],
     }
 
 
 def _plain_track(track: TokenTrack) -> dict[str, Any]:
     plain = asdict(track)
-    if track.checksum is None:
-        del plain["checksum"]  # an index from before checksums is written as it was read
+    for name in ("checksum", "tempo"):  # an index from before there were such is written as it was read
+        if plain[name] is None:
+            del plain[name]
     return plain
 
 
@@ -171,13 +216,14 @@ def read_index(folder: Path | str) -> TokenStore:
         if version != VERSION:
             raise MicroMusicGenError(f"{folder} has version {version}, this is {VERSION}; upgrade or remove the folder")
         settings = TokenSettings(**index["settings"])
-        numbers = [*asdict(settings).values(), index["frame_rate"]]
+        numbers = [*settings.plain().values(), index["frame_rate"]]
         tracks = tuple(_parse_track(plain) for plain in index["tracks"])
         num_codebooks, card = int(index["K"]), int(index["card"])
         if not (num_codebooks > 0 and 0 < card <= MAX_CARD and tracks):
             raise ValueError(f"K {num_codebooks}, card {card}, {len(tracks)} tracks")
         if not (all(_is_number(number) for number in numbers) and index["frame_rate"] > 0):
             raise ValueError(f"settings {index['settings']}, frame_rate {index['frame_rate']}")
+        _check_beats(settings, tracks)
         return TokenStore(
             folder, str(index["codec_hash"]), card, num_codebooks, float(index["frame_rate"]), settings, tracks, ()
         )
@@ -187,14 +233,24 @@ def read_index(folder: Path | str) -> TokenStore:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
+def _check_beats(settings: TokenSettings, tracks: Sequence[TokenTrack]) -> None:
+    """Refuses an index that is half in beat time."""
+    beats = (settings.frames_per_beat, settings.beats_per_bar)
+    if beats != (None, None) and not all(type(number) is int and number > 0 for number in beats):
+        raise ValueError(f"frames_per_beat and beats_per_bar are {beats}")
+    if any((track.tempo is not None) != settings.in_beats for track in tracks):
+        raise ValueError("tempos are told of some tracks only, or without frames_per_beat")
+
+
 def _is_number(value: Any) -> bool:
     """Says whether `value` is a finite number >= 0. A whole number beyond all floats is none."""
     return type(value) in (int, float) and 0 <= value and math.isfinite(value)
 
 
 def _parse_track(plain: Mapping[str, Any]) -> TokenTrack:
-    known = [field.name for field in fields(TokenTrack) if field.name != "checksum"]
-    track = TokenTrack(**{name: plain[name] for name in known}, checksum=plain.get("checksum"))
+    known = [field.name for field in fields(TokenTrack) if field.name not in ("checksum", "tempo")]
+    tempo = parse_tempo(plain["tempo"]) if plain.get("tempo") is not None else None
+    track = TokenTrack(**{name: plain[name] for name in known}, checksum=plain.get("checksum"), tempo=tempo)
     places = (track.shard, track.offset_frames, track.num_frames)
     if not all(type(place) is int and place >= 0 for place in places) or track.num_frames < 1:
         raise ValueError(f"track {track.name} lies at {places}")

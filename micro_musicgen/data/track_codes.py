@@ -19,10 +19,14 @@ import torch
 from micro_musicgen.audio.io import load_mono
 from micro_musicgen.contracts import Codec
 from micro_musicgen.data import tokens
+from micro_musicgen.data.beat_view import BeatView
 from micro_musicgen.data.manifest import Track
 from micro_musicgen.data.scan import scan
 from micro_musicgen.data.tokens import TokenSettings
 from micro_musicgen.errors import MicroMusicGenError
+
+LEAD_S = 1.0
+"""Nominal seconds that a codec hears of a loop before and after the codes that are kept of it."""
 
 
 def check_unchanged(track: Track) -> None:
@@ -40,8 +44,10 @@ def encode_track(track: Track, codec: Codec, settings: TokenSettings) -> tuple[n
     """Gives the codes [T, K] of one file, and whether it was looped.
 
     A long track loses its last, partial frame, which would hold the codec's padding. A track shorter than a segment
-    is looped to two segments first: crops of it cross the loop's seam as playing does.
+    is looped to two segments first: crops of it cross the loop's seam as playing does. In beat time see `encode_beats`.
     """
+    if settings.in_beats:
+        return encode_beats(track, codec, settings)
     hop = codec.hop_samples
     segment_frames = round(settings.segment_s * codec.frame_rate)
     expected = track.duration * codec.sample_rate
@@ -54,6 +60,25 @@ def encode_track(track: Track, codec: Codec, settings: TokenSettings) -> tuple[n
     with one_thread():
         codes = encode_windows(wav, codec, window_s=settings.window_s, overlap_s=settings.overlap_s)
     return codes[: max(1, len(wav) // hop)], loops
+
+
+def encode_beats(track: Track, codec: Codec, settings: TokenSettings) -> tuple[npt.NDArray[np.int16], bool]:
+    """Gives the codes [T, K] of one file in beat time, and whether it loops.
+
+    A loop's codes are those of it going round and round: the codec hears its end before its start. There are as many
+    as crops from each of its beats need (see `tokens`).
+    """
+    hop = codec.hop_samples
+    segment = settings.segment_frames(codec.frame_rate)
+    view = BeatView.of(track, settings.steps(hop), segment * hop)
+    wav, lead, kept = view.whole(), 0, view.length // hop
+    if view.loops:
+        lead = round(LEAD_S * codec.frame_rate)
+        kept += segment - settings.steps().per_beat
+        wav = wav[np.arange(-lead * hop, (kept + lead) * hop) % len(wav)]
+    with one_thread():
+        codes = encode_windows(wav, codec, window_s=settings.window_s, overlap_s=settings.overlap_s)
+    return codes[lead : lead + kept], view.loops
 
 
 def encode_windows(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from micro_musicgen import storage
@@ -20,12 +21,21 @@ from micro_musicgen.contracts import GenerationParams
 from micro_musicgen.engine.device import pick_device
 from micro_musicgen.engine.engine import MicroMusicGen
 from micro_musicgen.engine.inputs import check_count, no_sounds
+from micro_musicgen.engine.lengths import (
+    DURATION_S,
+    beat_facts,
+    hearing,
+    length_notes,
+    length_params,
+    prompt_seconds,
+)
 from micro_musicgen.engine.rerank import check_candidates, generate_best
 from micro_musicgen.engine.sounds import prompt_codes, sound_codes
 from micro_musicgen.engine.written import Scores, WrittenClip, WrittenClips
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.metrics.scorer import Scorer
 
+MAX_REPEATS = 1000
 DECODED_FRAMES = 8000
 """Frames of sound held at once while files are written: 160 s, 20 MB."""
 
@@ -36,15 +46,22 @@ class ClipRequest:
 
     seed: None draws one. prompt: an audio file whose first `prompt_duration_s` seconds every clip begins with.
     texts, audio_prompts: what the clips are to be like; one for all of them, or one each. cfg_coef, cfg_coef_audio:
-    None for the model's own guidance. candidates: made of each clip, of which the CLAP model `clap` (a Hub id or a
-    folder) chooses one. batch_size: candidates made at once; it changes speed and memory, never the clips. decoder and
+    None for the model's own guidance. duration_s: None for DURATION_S, in beat time for the model's window. bars, bpm,
+    loop, keep_pitch: as `GenerationParams` has them. repeats: how often a file plays its clip. candidates: made of each
+    clip, of which the CLAP model `clap` (a Hub id or a folder) chooses one. batch_size: candidates made at once; it
+    changes speed and memory, never the clips. decoder and
     what follows: as `MicroMusicGen.get_pretrained` takes them.
     """
 
     release: str
     num_clips: int = 4
     out: Path = Path("clips")
-    duration_s: float = 8.0
+    duration_s: float | None = None
+    bars: int | None = None
+    bpm: float | None = None
+    loop: bool = False
+    keep_pitch: bool = False
+    repeats: int = 1
     seed: int | None = None
     temperature: float = 1.0
     top_k: int | None = None
@@ -78,6 +95,12 @@ class ClipRequest:
                     f"{len(given)} {what} for {self.num_clips} clips; give one for all of them, or one each"
                 )
         self._check_choice()
+        if not 1 <= self.repeats <= MAX_REPEATS:
+            raise MicroMusicGenError(f"{self.repeats} repeats of a clip; ask for 1 to {MAX_REPEATS}")
+        if self.bars is not None and self.duration_s is not None:
+            raise MicroMusicGenError(
+                f"--duration {self.duration_s:g} and --bars {self.bars} are two lengths; give one of them"
+            )
         self.params(0)
 
     def _check_choice(self) -> None:
@@ -94,7 +117,11 @@ class ClipRequest:
     def params(self, seed: int) -> GenerationParams:
         """Gives the sampling parameters, checked; guidance that is not given is the model's to choose."""
         return GenerationParams(
-            duration_s=self.duration_s,
+            duration_s=DURATION_S if self.duration_s is None else self.duration_s,
+            bars=self.bars,
+            bpm=self.bpm,
+            loop=self.loop,
+            keep_pitch=self.keep_pitch,
             temperature=self.temperature,
             top_k=GenerationParams.top_k if self.top_k is None else self.top_k,
             top_p=self.top_p,
@@ -166,6 +193,8 @@ def write_clips(request: ClipRequest, progress: Callable[[int, int], None] | Non
         cfg_coef=model.params.cfg_coef if is_told else None,
         cfg_coef_audio=model.params.cfg_coef_audio if is_told else None,
         scorer=None if scorer is None else scorer.name,
+        notes=length_notes(request, model),
+        beats=beat_facts(request, model),
     )
     at_once = max(1, request.batch_size // request.candidates)
     for first in range(0, request.num_clips, at_once):
@@ -178,7 +207,7 @@ def write_clips(request: ClipRequest, progress: Callable[[int, int], None] | Non
         }
         made = _plain(model, len(batch), asked) if scorer is None else _best(model, request.candidates, scorer, asked)
         for clip, (wav, scores) in zip(batch, made, strict=True):
-            write_wav(paths[clip], wav.numpy(), model.sample_rate)
+            write_wav(paths[clip], np.tile(wav.numpy(), (1, request.repeats)), model.sample_rate)
             text, sound = request.text(clip), request.audio_prompt(clip)
             written = written.and_also(WrittenClip(path=paths[clip], text=text, audio_prompt=sound, scores=scores))
         for path in _scores_paths(request, seed):
@@ -223,7 +252,7 @@ def open_model(request: ClipRequest, seed: int) -> MicroMusicGen:
         decoder_noise=request.decoder_noise,
     )
     model.set_generation_params(
-        duration=request.duration_s,
+        **length_params(request, model),
         seed=seed,
         temperature=request.temperature,
         top_k=request.top_k,
@@ -241,14 +270,15 @@ def read_sounds(request: ClipRequest, model: MicroMusicGen) -> dict[Path, torch.
         MicroMusicGenError: one that can't be used, naming the file.
     """
     rate, most = model.sample_rate, model.conditioner.sound_frames
-    duration_s = None if most is None else (most + 1) / model.frame_rate
     if request.audio_prompts and not model.conditioner.audio:
         raise no_sounds()
     found = {}
     for path in dict.fromkeys(request.audio_prompts):
+        codec = hearing(model, path)
+        duration_s = None if most is None else (most + 1) / codec.frame_rate
         wav = torch.from_numpy(load_mono(path, rate, duration_s=duration_s))[None]
         try:
-            (codes,) = sound_codes([wav], rate, model.codec, num_clips=1, max_frames=most)
+            (codes,) = sound_codes([wav], rate, codec, num_clips=1, max_frames=most)
         except MicroMusicGenError as error:
             raise MicroMusicGenError(f"{path}: {error}") from error
         assert codes is not None
@@ -269,8 +299,10 @@ def _prompt(request: ClipRequest, model: MicroMusicGen) -> torch.Tensor | None:
     """Gives the prompt's codes [1, K, T]."""
     if request.prompt is None:
         return None
-    wav = load_mono(request.prompt, model.sample_rate, duration_s=request.prompt_duration_s)
-    return prompt_codes(torch.from_numpy(wav)[None], model.sample_rate, model.codec, num_frames=model.num_frames)
+    codec = hearing(model, request.prompt)
+    duration_s = prompt_seconds(model, codec, request.prompt_duration_s)
+    wav = load_mono(request.prompt, model.sample_rate, duration_s=duration_s)
+    return prompt_codes(torch.from_numpy(wav)[None], model.sample_rate, codec, num_frames=model.num_frames)
 
 
 def _counted(

@@ -10,8 +10,9 @@ import torch
 
 from micro_musicgen.engine.device import pick_device
 from micro_musicgen.engine.inputs import check_count, checked_texts
+from micro_musicgen.engine.loops import check_beats
 from micro_musicgen.engine.player import Player
-from micro_musicgen.engine.request import Wish
+from micro_musicgen.engine.request import Wish, check_params
 from micro_musicgen.engine.sounds import AudioPrompts, count_sounds, prompt_codes
 from micro_musicgen.errors import MicroMusicGenError
 
@@ -142,7 +143,7 @@ class MicroMusicGen(Player):
         Raises:
             MicroMusicGenError: a prompt that can't be used or is not shorter than the clip; a text too many or few.
         """
-        codes = prompt_codes(prompt, prompt_sample_rate, self.codec, num_frames=self.num_frames)
+        codes = prompt_codes(prompt, prompt_sample_rate, self.hearing(), num_frames=self.num_frames)
         if descriptions is not None and len(descriptions) != len(codes):
             raise MicroMusicGenError(f"{len(descriptions)} texts for {len(codes)} prompts; give one each")
         made = self.codes(
@@ -183,11 +184,11 @@ class MicroMusicGen(Player):
             raise MicroMusicGenError(f"chunk of {chunk_s:g} s must be above 0")
         params = self.guided(cfg_coef, cfg_coef_audio)
         if duration is not None:
-            params = params.updated(duration_s=duration)
+            params = params.updated(duration_s=duration, bars=None)
         codes = None
         if prompt is not None:
             rate = self.sample_rate if prompt_sample_rate is None else prompt_sample_rate
-            codes = prompt_codes(prompt, rate, self.codec, num_frames=self.frames_of(params))
+            codes = prompt_codes(prompt, rate, self.hearing(), num_frames=self.frames_of(params))
         said = descriptions is not None or audio_prompts is not None
         wish = Wish(
             params=params,
@@ -198,6 +199,39 @@ class MicroMusicGen(Player):
             audio_sr=audio_sr,
         )
         return self.chunks(wish, chunk_s)
+
+    def generate_loop(
+        self,
+        num_samples: int = 1,
+        *,
+        bars: int | None = None,
+        bpm: float | None = None,
+        descriptions: Sequence[str | None] | None = None,
+        keep_pitch: bool = False,
+        progress: bool = False,
+        return_tokens: bool = False,
+    ) -> Clips:
+        """Gives loops [B, C, L] of whole bars: played again and again, the end of each flows into its start.
+
+        bars: the window by default. bpm: as the model was trained by default; L is their length at it, to the sample.
+        All other parameters are the present ones, which stay as they are.
+
+        Raises:
+            MicroMusicGenError: a model in clock time, or what `set_generation_params` and `generate` raise.
+        """
+        if self.beat_time is None:
+            check_beats(None, self.params.updated(loop=True))
+        kept = self.params
+        assert self.beat_time is not None
+        bars = max(1, self._window_frames // self.beat_time.frames_per_bar) if bars is None else bars
+        wanted = kept.updated(bars=bars, bpm=kept.bpm if bpm is None else bpm, loop=True, keep_pitch=keep_pitch)
+        check_params(self, wanted)
+        self.params = wanted
+        try:
+            count = len(descriptions) if descriptions is not None else check_count(num_samples)
+            return self._play(self.codes(count, descriptions=descriptions, progress=progress), return_tokens)
+        finally:
+            self.params = kept
 
     def _play(self, codes: torch.Tensor, return_tokens: bool) -> Clips:
         wav = self.decode(codes)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from micro_musicgen.conditioners.audio_prompt import AudioPromptConditioner
+from micro_musicgen.conditioners.bars import Bars
 from micro_musicgen.conditioners.base import Conditioner as OneConditioner
 from micro_musicgen.conditioners.provider import ConditionProvider
 from micro_musicgen.engine.conditions import Heard
@@ -59,8 +60,12 @@ class Conditioner(Protocol):
     audio: frozenset[str]
     sound_frames: int | None
 
-    def heard(self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None]) -> Heard:
+    def heard(
+        self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None], bars: Bars | None = None
+    ) -> Heard:
         """Gives the conditions of B clips, of texts and of codes [K, T], each possibly None.
+
+        bars: where all of them start and how long they loop; None in clock time. Who doesn't listen passes over it.
 
         Invariant: a clip's conditions don't depend on the other clips, padding apart.
         """
@@ -72,7 +77,9 @@ class Unconditioned:
     audio: frozenset[str] = frozenset()
     sound_frames: int | None = None
 
-    def heard(self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None]) -> Heard:
+    def heard(
+        self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None], bars: Bars | None = None
+    ) -> Heard:
         """Gives nothing.
 
         Raises:
@@ -103,7 +110,7 @@ def no_sounds() -> MicroMusicGenError:
 
 class OwnConditioner:
     """This project's conditioners, trained with the model. Texts go to the condition `description`, sounds to
-    `audio_prompt`, or to the first one of that kind; conditions beyond these hear nothing.
+    `audio_prompt`, or to the first one of that kind, bars to all of theirs; conditions beyond these hear nothing.
     """
 
     def __init__(self, provider: ConditionProvider) -> None:
@@ -116,14 +123,17 @@ class OwnConditioner:
         self.sound_frames = listener.num_positions if isinstance(listener, AudioPromptConditioner) else None
 
     @torch.inference_mode()
-    def heard(self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None]) -> Heard:
+    def heard(
+        self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None], bars: Bars | None = None
+    ) -> Heard:
         """Gives the conditions, each thing said embedded alone and once.
 
         Raises:
             MicroMusicGenError: a text or a sound for a model that was trained without.
         """
         _refuse(() if self.text_name else texts, () if self.sound_name else sounds)
-        said = {self.text_name: texts, self.sound_name: sounds}
+        said: dict[str | None, Sequence[Any]] = {self.text_name: texts, self.sound_name: sounds}
+        said |= dict.fromkeys(self.provider.names("bars"), [bars] * len(texts))
         conditional, null = {}, {}
         for name, each in self._each():
             rows = list(_embedded(each, said.get(name, [None] * len(texts))))
@@ -141,14 +151,12 @@ def _main(names: tuple[str, ...], usual: str) -> str | None:
     return usual if usual in names else next(iter(names), None)
 
 
-def _embedded(
-    conditioner: OneConditioner, things: Sequence[str | torch.Tensor | None]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _embedded(conditioner: OneConditioner, things: Sequence[Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields embeddings [1, S, D] and mask [1, S] of each thing said.
 
     One by one: an encoder's sums depend on the size of its batch, and a clip must not depend on its neighbours.
     """
-    made: dict[str | int | None, tuple[torch.Tensor, torch.Tensor]] = {None: conditioner.null(1)}
+    made: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {None: conditioner.null(1)}
     for thing in things:
         key = id(thing) if isinstance(thing, torch.Tensor) else thing
         if key not in made:
@@ -170,7 +178,9 @@ class UpstreamConditioner:
         self.names = sorted(known)
 
     @torch.inference_mode()
-    def heard(self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None]) -> Heard:
+    def heard(
+        self, texts: Sequence[str | None], sounds: Sequence[torch.Tensor | None], bars: Bars | None = None
+    ) -> Heard:
         """Gives the conditions, padded to the longest as audiocraft pads them: both halves together.
 
         Raises:

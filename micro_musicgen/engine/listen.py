@@ -12,6 +12,7 @@ import torch
 
 from micro_musicgen.audio.io import load_mono
 from micro_musicgen.engine.clips import ClipRequest, open_model, read_sounds, said_about
+from micro_musicgen.engine.lengths import hearing, prompt_seconds
 from micro_musicgen.errors import MicroMusicGenError
 
 CHUNK_S = 0.5
@@ -49,13 +50,18 @@ def stream_pcm(request: ClipRequest, open_sink: OpenSink, progress: Callable[[in
     """
     seed = secrets.randbits(31) if request.seed is None else request.seed
     model = open_model(request, seed)
-    prompt = None
+    if request.repeats > 1:
+        raise MicroMusicGenError(f"a clip that is played while it is made can't be played {request.repeats} times")
+    prompt, rate = None, model.sample_rate
     if request.prompt is not None:
-        wav = load_mono(request.prompt, model.sample_rate, duration_s=request.prompt_duration_s)
+        codec = hearing(model, request.prompt)
+        wav = load_mono(request.prompt, rate, duration_s=prompt_seconds(model, codec, request.prompt_duration_s))
         prompt = torch.from_numpy(wav)[None, None]
-    done, total = 0, model.num_frames * model.codec.hop_samples
+        # As if it had been recorded at the clip's tempo; in clock time the rate is what it is.
+        rate = round(rate * model.hearing().sample_rate / codec.sample_rate)
+    done, total = 0, model.num_samples
     said = said_about(request, range(1), read_sounds(request, model))
-    chunks = model.stream(prompt=prompt, chunk_s=CHUNK_S, **said)
+    chunks = model.stream(prompt=prompt, prompt_sample_rate=rate, chunk_s=CHUNK_S, **said)
     with open_sink(model.sample_rate) as sink:
         for chunk in chunks:
             sink(pcm_bytes(chunk))

@@ -83,6 +83,7 @@ def load_player(
         conditioner=_conditioner(found, device, codec.frame_rate),
         shapes=found.shapes,
         source=found.source,
+        beat_time=found.beat_time,
     )
 
 

@@ -13,11 +13,12 @@ from micro_musicgen.conditioners.fusing import Fused
 from micro_musicgen.contracts import GenerationParams
 from micro_musicgen.engine.conditions import Heard, fused_rows, guided_rows
 from micro_musicgen.engine.inputs import check_count, checked_texts, no_sounds
+from micro_musicgen.engine.loops import check_beats, told_bars
 from micro_musicgen.engine.memory import check_memory
 from micro_musicgen.engine.sampler import clip_generators, fresh_seed
 from micro_musicgen.engine.sounds import AudioPrompts, sound_codes
 from micro_musicgen.engine.state import LMState
-from micro_musicgen.engine.windows import CodeRequest, Windows, windows
+from micro_musicgen.engine.windows import CodeRequest, Windows
 from micro_musicgen.errors import MicroMusicGenError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def check_params(model: Player, params: GenerationParams) -> None:
     Raises:
         MicroMusicGenError: naming the value.
     """
+    check_beats(model.beat_time, params)
     card = model.runner.network.arch.card
     if params.top_k > card:
         raise MicroMusicGenError(
@@ -77,16 +79,14 @@ def make_request(model: Player, wish: Wish) -> CodeRequest:
         )
     rows = guided_rows(_heard(model, wish), params.cfg_coef, params.cfg_coef_audio)
     fused = fused_rows(network.arch, rows, device=model.device, dtype=network.dtype)
-    shape = windows(
-        model.window_s,
-        model.frame_rate,
-        params.extend_stride_s,
-        can_roll=network.arch.is_shift_invariant and not fused.prefix_length and network.arch.past_context is None,
-    )
+    rolls = network.arch.is_shift_invariant and not fused.prefix_length and network.arch.past_context is None
+    if fused.added is not None and model.beat_time is not None:
+        rolls = False  # what is said of a clip's start is true of windows that start on bars
+    shape = model.windows(params.extend_stride_s, can_roll=rolls)
     _check_memory(model, num_frames, wish.num_clips * (1 + len(rows.coefs)), shape, fused)
     model.last_seed = fresh_seed() if params.seed is None else params.seed
     return CodeRequest(
-        params=params,
+        params=params.updated(bars=None, bpm=None, loop=False, keep_pitch=False),  # those are no matter of sampling
         generators=clip_generators(model.last_seed, wish.num_clips, first_clip=wish.first_clip),
         num_frames=num_frames,
         shape=shape,
@@ -108,8 +108,8 @@ def _heard(model: Player, wish: Wish) -> Heard:
     elif wish.audio_prompts is not None:
         rate = model.sample_rate if wish.audio_sr is None else wish.audio_sr
         most = model.conditioner.sound_frames
-        sounds = sound_codes(wish.audio_prompts, rate, model.codec, num_clips=wish.num_clips, max_frames=most)
-    return model.conditioner.heard(texts, sounds)
+        sounds = sound_codes(wish.audio_prompts, rate, model.hearing(), num_clips=wish.num_clips, max_frames=most)
+    return model.conditioner.heard(texts, sounds, told_bars(model.beat_time, wish.params))
 
 
 def _check_memory(model: Player, num_frames: int, rows: int, shape: Windows, conditions: Fused) -> None:

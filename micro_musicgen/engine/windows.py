@@ -34,8 +34,12 @@ class Windows:
         return done if total <= self.window else min(done, self.window - self.stride)
 
 
-def windows(window_s: float, frame_rate: float, stride_s: float | None, *, can_roll: bool = False) -> Windows:
+def windows(
+    window_s: float, frame_rate: float, stride_s: float | None, *, can_roll: bool = False, grain: int = 1
+) -> Windows:
     """Gives the windows of a model; stride_s None takes 60 % of the window, or rolls where the model can.
+
+    grain: frames of which strides are a multiple, one at least, where the window holds more than that: bars.
 
     Raises:
         MicroMusicGenError: the stride is not shorter than the window.
@@ -46,6 +50,8 @@ def windows(window_s: float, frame_rate: float, stride_s: float | None, *, can_r
         raise MicroMusicGenError(
             f"extend_stride {stride_s:g} s must be shorter than the model's window of {window_s:g} s"
         )
+    if grain < window:
+        stride = min(max(1, stride // grain), (window - 1) // grain) * grain
     return Windows(window, stride, can_roll and stride_s is None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class WrittenClip:
 @dataclass(frozen=True, kw_only=True)
 class WrittenClips:
     """What was written. seed: the one that makes the same clips again. cfg_coef, cfg_coef_audio: guidance, None where
-    there was nothing to guide. scorer: the name of what chose among candidates.
+    there was nothing to guide. scorer: the name of what chose among candidates. notes: lines about all of them. beats:
+    length and tempo in beat time, None in clock time.
     """
 
     clips: tuple[WrittenClip, ...]
@@ -67,6 +69,8 @@ class WrittenClips:
     cfg_coef: float | None = None
     cfg_coef_audio: float | None = None
     scorer: str | None = None
+    notes: tuple[str, ...] = ()
+    beats: Mapping[str, Any] | None = None
 
     def and_also(self, clip: WrittenClip) -> WrittenClips:
         """Gives the same with one clip more."""
@@ -87,7 +91,9 @@ class WrittenClips:
             found["cfg_coef_audio"] = self.cfg_coef_audio
         if self.scorer is not None:
             found["scorer"] = self.scorer
-        return found
+        if self.notes:
+            found["notes"] = list(self.notes)
+        return found if self.beats is None else {**found, **self.beats}
 
     def lines(self) -> list[str]:
         """Gives what to tell a person: some of the files, guidance, and the seed."""
@@ -97,7 +103,7 @@ class WrittenClips:
         if self.cfg_coef is not None:
             apart = "" if self.cfg_coef_audio is None else f", {self.cfg_coef_audio:g} for the audio prompt"
             shown.append(f"guidance {self.cfg_coef:g}{apart}")
-        return [*shown, f"seed {self.seed} (--seed {self.seed} gives these clips again)"]
+        return [*shown, *self.notes, f"seed {self.seed} (--seed {self.seed} gives these clips again)"]
 
 
 def _shortened(text: str) -> str:

@@ -40,7 +40,7 @@ def track_nll(model: MicroMusicGen, codes: torch.Tensor, text: str | None = None
 
     The track is cut into windows as long as training's, one after the other; each begins knowing nothing.
     """
-    window = max(1, round(model.window_s * model.frame_rate))
+    window = max(1, round(model.window_s * model.codec.frame_rate))
     conditions = heard_conditions(model, text)
     total, frames = torch.zeros(len(codes), dtype=torch.float64), 0
     for at in range(0, codes.shape[1], window):
@@ -59,7 +59,7 @@ def held_out_likelihood(subject: Subject) -> Finding:
     Beside: what the frequencies of the training codes alone would give; without training sounds, codes all alike.
     """
     codes = subject.reference_codes
-    card, rate = subject.codec.cardinality, subject.codec.frame_rate
+    card, rate = subject.codec.cardinality, subject.model.frame_rate
     beside, beside_label = _frequencies(subject, codes, card)
     sums = _all_tracks(subject, codes, [None] * len(codes))
     books = [subject.estimate(sums[:, [k, -1]], ratio) for k in range(sums.shape[1] - 1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 
 from micro_musicgen import paths
 from micro_musicgen.audio.io import load_mono
-from micro_musicgen.contracts import Codec
-from micro_musicgen.data.manifest import Track, dataset_hash, read_manifest
+from micro_musicgen.contracts import BeatTime, Codec
+from micro_musicgen.data.beat_tempos import with_tempos
+from micro_musicgen.data.manifest import Track, TrackTempo, dataset_hash, read_manifest
 from micro_musicgen.data.scan import find_audio, scan
 from micro_musicgen.data.tokens import TokenSettings
 from micro_musicgen.data.track_codes import encode_track
@@ -130,13 +131,29 @@ def cut_clips(sounds: SoundSet, sample_rate: int, duration_s: float) -> RealClip
     return RealClips(torch.from_numpy(np.stack(wavs))[:, None], tuple(owners))
 
 
-def track_codes(sounds: SoundSet, codec: Codec, window_s: float) -> Iterator[torch.Tensor]:
-    """Yields the codes int64 [K, T] of each track as training sees them: a track shorter than the window is looped."""
-    segment = round(window_s * codec.frame_rate)
-    for track in sounds.tracks:
-        codes, looped = encode_track(track, codec, TokenSettings(segment_s=window_s))
-        codes = codes[:segment] if looped else codes
+def track_codes(
+    sounds: SoundSet, codec: Codec, window_s: float, time: BeatTime | None = None
+) -> Iterator[torch.Tensor]:
+    """Yields the codes int64 [K, T] of each track as training sees them: a track shorter than the window is looped.
+
+    time: how the model counts; of a track whose tempo nobody can tell, that of the model is assumed.
+    """
+    segment, per_beat = round(window_s * codec.frame_rate), 0
+    settings, tracks = TokenSettings(segment_s=window_s), list(sounds.tracks)
+    if time is not None:
+        per_beat = time.frames_per_beat
+        settings = TokenSettings(window_s, frames_per_beat=per_beat, beats_per_bar=time.beats_per_bar)
+        tracks = [_in_tempo(track, time) for track in with_tempos(tracks)]
+    for track in tracks:
+        codes, looped = encode_track(track, codec, settings)
+        once = segment if time is None else max(segment, len(codes) - segment + per_beat)
+        codes = codes[:once] if looped else codes
         yield torch.from_numpy(codes.astype(np.int64)).T
+
+
+def _in_tempo(track: Track, time: BeatTime) -> Track:
+    known = track.tempo is not None and track.tempo.bpm is not None
+    return track if known else replace(track, tempo=TrackTempo(time.bpm, "assumed"))
 
 
 def track_labels(sounds: SoundSet, attribute: str, labels_file: Path | None) -> list[str | None]:

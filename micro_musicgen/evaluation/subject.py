@@ -127,7 +127,7 @@ class Subject:
 
     def _codes(self, sounds: SoundSet) -> tuple[torch.Tensor, ...]:
         found = []
-        for codes in track_codes(sounds, self.codec, self.model.window_s):
+        for codes in track_codes(sounds, self.codec, self.model.window_s, self.model.beat_time):
             found.append(codes)
             self.report(len(found), len(sounds.tracks))
         return tuple(found)

@@ -23,16 +23,19 @@ def _pair(estimate: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor
     return estimate.detach().double().cpu(), reference.detach().double().cpu()
 
 
-def log_mel_distance(estimate: torch.Tensor, reference: torch.Tensor, sample_rate: int) -> float:
+def log_mel_distance(
+    estimate: torch.Tensor, reference: torch.Tensor, sample_rate: float, *, scale: MelScale = MEL
+) -> float:
     """Gives the mean distance of the natural logs of two mel spectrograms; times 8.7 it is decibels.
 
     Both mono [B, 1, L]. 0 for equal clips; a gain g everywhere gives |ln g|. Any level, silence included, is finite.
+    sample_rate, scale: of clips in beat time the rate that they have at their tempo, and `at_rate(MEL, ...)`.
 
     Raises:
         MicroMusicGenError: the shapes differ.
     """
-    filters = mel_filters(MEL, sample_rate).T
-    logs = [torch.log(filters @ magnitudes(wav, MEL) + FLOOR) for wav in _pair(estimate, reference)]
+    filters = mel_filters(scale, sample_rate).T
+    logs = [torch.log(filters @ magnitudes(wav, scale) + FLOOR) for wav in _pair(estimate, reference)]
     return float((logs[0] - logs[1]).abs().mean())
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from micro_musicgen.codec import codebooks
 from micro_musicgen.codec.pretrained import KNOWN
-from micro_musicgen.contracts import LMSpec
+from micro_musicgen.contracts import BeatTime, LMSpec
 from micro_musicgen.data.licenses import UNKNOWN
+from micro_musicgen.lm.scales import TRANSFORMER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class CardFacts:
 
     license_id: what the maker chose for the weights, None when nothing was chosen: then nothing is claimed.
     pretrained_codec: the name of a codec that is not part of the release. num_codec_parameters: None when unknown.
-    decoder: what its diffusion decoder is, in one line; None where there is none.
+    decoder: what its diffusion decoder is, in one line; None where there is none. beat_time: how it counts, None in
+    clock time.
     """
 
     name: str
@@ -35,6 +37,7 @@ class CardFacts:
     license_id: str | None
     provenance: Mapping[str, Any]
     decoder: str | None = None
+    beat_time: BeatTime | None = None
 
 
 def render_card(facts: CardFacts) -> str:
@@ -59,7 +62,18 @@ def _opening(facts: CardFacts) -> str:
     title = " ".join(facts.name.split())
     return (
         f"# {title}\n\nA small language model over audio codes that makes music {kind}: mono, {facts.sample_rate} Hz, "
-        f"trained on {facts.window_s:g} seconds at a time. Made with micro_musicgen."
+        f"trained on {_window(facts)} at a time. Made with micro_musicgen."
+    )
+
+
+def _window(facts: CardFacts) -> str:
+    time = facts.beat_time
+    if time is None:
+        return f"{facts.window_s:g} seconds"
+    low, high = time.bpm_range
+    return (
+        f"whole bars of {time.beats_per_bar} beats, {time.frames_per_beat} codec frames each, of music at {low:g} to "
+        f"{high:g} BPM; it plays at any tempo, {time.bpm:g} BPM when none is given,"
     )
 
 
@@ -75,7 +89,10 @@ def _play(facts: CardFacts) -> str:
         f"wav = MusicGen.get_pretrained({here}).generate_unconditional(4)"
     )
     code = upstream if facts.form == "audiocraft" else ours
-    command = "micro-musicgen generate PATH/OR/HUB-ID -n 4 --duration 8 --out clips"
+    length = "--duration 8"
+    if facts.beat_time is not None:
+        length = f"--bars 4 --bpm {facts.beat_time.bpm:g} --loop"
+    command = f"micro-musicgen generate PATH/OR/HUB-ID -n 4 {length} --out clips"
     return f"## Play it\n\n```python\n{code}\n```\n\nOr: `{command}`"
 
 
@@ -87,12 +104,19 @@ def _sizes(facts: CardFacts) -> str:
         ("language model", f"{facts.num_lm_parameters:,} parameters"),
         ("of these in embeddings and output heads", f"{embedding:,}"),
         ("the rest", f"{facts.num_lm_parameters - embedding:,}"),
-        ("shape", f"{spec.num_layers} layers, width {spec.dim}, {spec.num_heads} heads"),
+        ("shape", _shape(spec)),
         ("codes", f"{spec.num_codebooks} codebooks of {spec.card}"),
         ("codec", codec),
         *([] if facts.decoder is None else [("diffusion decoder (`--decoder diffusion`)", facts.decoder)]),
     ]
     return "## Size\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _shape(spec: LMSpec) -> str:
+    shape = f"{spec.num_layers} layers, width {spec.dim}, {spec.num_heads} heads"
+    if spec.num_kv_heads not in (None, spec.num_heads):
+        shape += f" on {spec.num_kv_heads} of keys and values"
+    return shape if spec.backbone == TRANSFORMER else f"{spec.backbone}, {shape}, feed-forward width {spec.ffn_dim}"
 
 
 def _sounds(facts: CardFacts) -> str:

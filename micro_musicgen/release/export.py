@@ -6,19 +6,21 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micro_musicgen import storage, weights
 from micro_musicgen.codec import codebooks
 from micro_musicgen.codec import parts as codec_parts
+from micro_musicgen.codec.builder import is_own
 from micro_musicgen.codec.parts import CodecParts
-from micro_musicgen.codec.resolve import build_encodec
+from micro_musicgen.codec.resolve import build_own
 from micro_musicgen.conditioners.provider import is_ours
 from micro_musicgen.contracts import LMSpec, ReleaseConfig
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import FRAME_RATE, lm_spec
+from micro_musicgen.lm.scales import TRANSFORMER
 from micro_musicgen.registry import Registry
 from micro_musicgen.release import decoder as decoders
 from micro_musicgen.release import encoders, provenance
@@ -114,7 +116,7 @@ def _collect(found: ModelParts, name: str, decoder: str | Path | None) -> Export
     chosen = found.decoder() if decoder is None else decoders.choose(decoder, found.decoder, found.source)
     num_codec_parameters, frame_rate = None, FRAME_RATE
     if codec.pretrained is None:
-        built = build_encodec(codec)
+        built = build_own(codec)
         check_fit(spec, built, found, codec)
         num_codec_parameters, frame_rate = sum(p.numel() for p in built.model.parameters()), built.frame_rate
         if chosen is not None:
@@ -150,6 +152,8 @@ def write_micro(found: Export, folder: Path) -> None:
     hashes = {path.name: storage.file_hash(path) for path in sorted(folder.iterdir())}
     if encoder is not None:
         hashes |= encoders.copy_encoder(encoder, folder)
+    time = found.parts.beat_time
+    tempo = None if time is None else asdict(time)
     config = ReleaseConfig(
         name=found.name,
         lm=lm,
@@ -159,6 +163,8 @@ def write_micro(found: Export, folder: Path) -> None:
         decoder=decoder,
         sample_rate=found.parts.sample_rate,
         window_s=found.parts.window_s,
+        frames_per_beat=None if tempo is None else tempo.pop("frames_per_beat"),
+        tempo=tempo,
         hashes=hashes,
         provenance=found.provenance,
     )
@@ -181,10 +187,24 @@ def write_audiocraft(found: Export, folder: Path) -> None:
         raise MicroMusicGenError(
             "audiocraft has no diffusion decoder of codes; export with --format micro, or with --decoder plain"
         )
+    if found.parts.beat_time is not None:
+        raise MicroMusicGenError(
+            "audiocraft knows no beat time, so this model would play at a tempo of its own; export with --format micro"
+        )
+    if found.spec.backbone != TRANSFORMER:
+        raise MicroMusicGenError(
+            f"audiocraft has no language model {found.spec.backbone}, so it could not load this model; "
+            "export with --format micro"
+        )
     if is_ours(found.parts.lm):
         kinds = sorted({str(each["model"]) for each in found.parts.lm["conditioners"].values()})
         raise MicroMusicGenError(
             f"audiocraft has no conditioner {' or '.join(kinds)}, so it could not load this model; "
+            "export with --format micro"
+        )
+    if found.codec.pretrained is None and is_own(found.codec.config):
+        raise MicroMusicGenError(
+            f"audiocraft has no codec {found.codec.config['compression_model']}, so it could not load this model; "
             "export with --format micro"
         )
     config = {
@@ -221,6 +241,7 @@ def _card_facts(found: Export, form: str, license_id: str | None) -> CardFacts:
         license_id=license_id,
         provenance=found.provenance,
         decoder=None if found.decoder is None else found.decoder.line(),
+        beat_time=found.parts.beat_time,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from micro_musicgen import checkpoints, references
 from micro_musicgen.codec import parts as codec_parts
+from micro_musicgen.codec.builder import frame_samples
 from micro_musicgen.codec.parts import CodecParts
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.lm.builder import lm_spec
@@ -73,12 +74,28 @@ def _lm_facts(parts: ModelParts) -> dict[str, Any]:
         "layers": spec.num_layers,
         "dim": spec.dim,
         "heads": spec.num_heads,
+        **({} if spec.num_kv_heads is None else {"kv_heads": spec.num_kv_heads}),
         "codebooks": spec.num_codebooks,
         "card": spec.card,
         "pattern": spec.pattern,
         "conditioning": spec.conditioning,
         "sample_rate": parts.sample_rate,
         "window_s": parts.window_s,
+        **_beat_facts(parts),
+    }
+
+
+def _beat_facts(parts: ModelParts) -> dict[str, Any]:
+    time = parts.beat_time
+    if time is None:
+        return {}
+    low, high = time.bpm_range
+    return {
+        "time": "beats",
+        "frames_per_beat": time.frames_per_beat,
+        "beats_per_bar": time.beats_per_bar,
+        "bpm": time.bpm,
+        "bpm_range": f"{low:g} to {high:g}",
     }
 
 
@@ -95,7 +112,7 @@ def _codec_facts(codec: CodecParts) -> dict[str, Any]:
     if codec.pretrained is not None:
         return {"pretrained": codec.pretrained}
     config = codec.config
-    hop_samples = math.prod(config["seanet"]["ratios"])
+    hop_samples = frame_samples(config)
     buffers = sum(math.prod(t.shape) for name, t in codec.state.items() if "_codebook." in name)
     return {
         "parameters": sum(math.prod(t.shape) for t in codec.state.values()) - buffers,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-BUILT_EMPTY = ("text", "audio_prompt")
+BUILT_EMPTY = ("text", "audio_prompt", "bars")
 """Conditioners that can be built on torch's meta device: all of their tensors are weights."""
 
 
@@ -28,7 +28,8 @@ BUILT_EMPTY = ("text", "audio_prompt")
 class LoadedRelease:
     """A model ready to play. Invariant: the codec's codes are the ones that the LM models.
 
-    lm: audiocraft's LMModel, fp32, in evaluation mode. window_s: seconds that it was trained on at once.
+    lm: audiocraft's LMModel, or what else `lm_model` of its config names, fp32, in evaluation mode. window_s: seconds
+    that it was trained on at once.
     """
 
     name: str

@@ -14,6 +14,8 @@ from micro_musicgen import checkpoints, hub_client, references, weights
 from micro_musicgen.codec import parts as codec_parts
 from micro_musicgen.codec.parts import CONFIG_FILE, CodecParts
 from micro_musicgen.codec.resolve import read_codec
+from micro_musicgen.contracts import BeatTime
+from micro_musicgen.data.beat_grid import BeatGrid
 from micro_musicgen.errors import MicroMusicGenError, MissingFileError
 from micro_musicgen.lm.builder import lm_config
 from micro_musicgen.release import decoder, encoders, provenance
@@ -36,7 +38,8 @@ class ModelParts:
     """A model as plain data. Invariant: `shapes` are those of what `read_lm` gives.
 
     source: where it was read from, for messages. lm: as `lm_config` gives it; text encoders by Hub id or path. codec:
-    reads the codec. decoder: reads the diffusion decoder that belongs to it; gives None where there is none.
+    reads the codec. decoder: reads the diffusion decoder that belongs to it; gives None where there is none. beat_time:
+    how it counts, window_s being nominal then; None in clock time.
     """
 
     source: str
@@ -49,6 +52,7 @@ class ModelParts:
     window_s: float
     provenance: Mapping[str, Any] = field(default_factory=dict)
     decoder: Callable[[], DecoderParts | None] = lambda: None
+    beat_time: BeatTime | None = None
 
 
 def read_parts(reference: str | Path) -> ModelParts:
@@ -111,6 +115,7 @@ def _from_release(folder: Path) -> ModelParts:
         window_s=config.window_s,
         provenance=config.provenance,
         decoder=lambda: decoder.from_release(folder),
+        beat_time=config.beat_time,
     )
 
 
@@ -140,6 +145,21 @@ def _from_run(path: Path) -> ModelParts:
         sample_rate=int(config.sample_rate),
         window_s=float(config.dataset.segment_duration),
         provenance=facts,
+        beat_time=_run_beat_time(plain),  # type: ignore[arg-type]
+    )
+
+
+def _run_beat_time(config: Mapping[str, Any]) -> BeatTime | None:
+    """Gives how the model of a run's checkpoint counts; None in clock time."""
+    grid = BeatGrid.parse(config)
+    if grid is None:
+        return None
+    section = config["dset"]
+    return BeatTime(
+        frames_per_beat=int(section["codec_frames"]),
+        beats_per_bar=grid.beats_per_bar,
+        bpm=float(section["bpm"]),
+        bpm_range=tuple(section["bpm_range"]),
     )
 
 

@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from micro_musicgen.audio.mel import at_rate
 from micro_musicgen.codec.builder import build_codec_model, codec_config
 from micro_musicgen.codec.initialise import level_layers
 from micro_musicgen.codec.losses import LossConfig, ReconstructionLoss
 from micro_musicgen.codec.quantiser import CodebookKeeper, QuantiserConfig
 from micro_musicgen.codec.resolve import read_codec
 from micro_musicgen.data.crops import AudioCrops
-from micro_musicgen.data.manifest import read_manifest
 from micro_musicgen.errors import MicroMusicGenError
 from micro_musicgen.metrics.codes import count_codes, entropy, usage
-from micro_musicgen.metrics.spectral import log_mel_distance, si_sdr
+from micro_musicgen.metrics.spectral import MEL, log_mel_distance, si_sdr
 from micro_musicgen.solvers.base import Solver
+from micro_musicgen.solvers.beat_run import RunTime, codec_steps, run_tracks
 from micro_musicgen.solvers.registry import solvers
 from micro_musicgen.upstream import audiocraft_module
 
@@ -58,7 +61,10 @@ class CodecSolver(Solver):
             raise MicroMusicGenError(
                 "losses.adv and losses.feat need an adversary; add adversarial.adversaries=[msstftd] or set them to 0"
             )
-        self.tracks = {split: read_manifest(cfg.datasource[split]) for split in ("train", "valid")}
+        self.tracks = {split: run_tracks(cfg, split, self.reporter) for split in ("train", "valid")}
+        self.time = RunTime.of(cfg)
+        for line in () if self.time is None else self.time.lines():
+            self.reporter.message(line)
         self.crops = {
             "train": self._crops("train", cfg.dataset.segment_duration, ram_gb=cfg.dataset.ram_gb),
             "valid": self._crops("valid", cfg.dataset.valid.segment_duration, ram_gb=cfg.dataset.ram_gb),
@@ -67,16 +73,28 @@ class CodecSolver(Solver):
         model: Any = build_codec_model(codec_config(cfg), device=self.device)
         level_layers(model, self.crops["train"].batch(0, max(LEVEL_CROPS, cfg.dataset.batch_size)).to(self.device))
         self.keeper = CodebookKeeper(model.quantizer, self.quantiser, seed=cfg.seed)
-        self.criterion = ReconstructionLoss(loss_config, cfg.sample_rate).to(self.device)
+        if self.time is not None:
+            loss_config = loss_config.at_rate(self.heard_rate, cfg.sample_rate, cfg.datasource.max_sample_rate / 2)
+        self.criterion = ReconstructionLoss(loss_config, self.heard_rate).to(self.device)
         self.adversaries = audiocraft_module("solvers.builders").get_adversarial_losses(cfg)
         self.phase = WARMUP
         found: nn.Module = model
         return found
 
+    @property
+    def heard_rate(self) -> float:
+        """The sample rate in Hz of what the codec hears; in beat time that at the median tempo."""
+        return float(self.cfg.sample_rate) if self.time is None else self.time.heard_rate
+
     def _crops(self, split: str, segment_s: float, *, ram_gb: float) -> AudioCrops:
         cfg = self.cfg
         return AudioCrops(
-            self.tracks[split], sample_rate=cfg.sample_rate, segment_s=segment_s, seed=cfg.seed, ram_gb=ram_gb
+            self.tracks[split],
+            sample_rate=cfg.sample_rate,
+            segment_s=segment_s,
+            seed=cfg.seed,
+            ram_gb=ram_gb,
+            beats=codec_steps(cfg),
         )
 
     # Phases.
@@ -108,13 +126,19 @@ class CodecSolver(Solver):
     @torch.no_grad()
     def _bank(self) -> torch.Tensor:
         """Gives latents [N, D] of clips spread over all training data, long ones: their edges are seldom heard."""
-        crops = self._crops("train", self.quantiser.bank_segment_s, ram_gb=0.0)
+        segment_s = self.quantiser.bank_segment_s
+        if self.time is not None:
+            segment_s = self.time.grid.whole_bars(segment_s, self.cfg.sample_rate)
+        crops = self._crops("train", segment_s, ram_gb=0.0)
         wanted = self.quantiser.bank_vectors_per_code * self.model.cardinality
-        num_clips = math.ceil(wanted / (self.quantiser.bank_segment_s * self.model.frame_rate))
-        latents = [
-            self.model.encoder(wav.to(self.device)).transpose(1, 2).flatten(0, 1)
-            for wav in crops.valid_batches(self.cfg.dataset.batch_size, num_clips)
-        ]
+        num_clips = math.ceil(wanted / (segment_s * self.model.frame_rate))
+        latents: list[torch.Tensor] = []
+        for shift in (0, *self.quantiser.bank_shifts):
+            if sum(map(len, latents)) < wanted:
+                latents += [
+                    self.model.encoder(wav.roll(shift, dims=-1).to(self.device)).transpose(1, 2).flatten(0, 1)
+                    for wav in crops.valid_batches(self.cfg.dataset.batch_size, num_clips)
+                ]
         return torch.cat(latents)
 
     # Stages.
@@ -192,12 +216,13 @@ class CodecSolver(Solver):
         model, cfg = self.model, self.cfg
         counts = torch.zeros(model.num_codebooks, model.cardinality, dtype=torch.long, device=self.device)
         distance, ratio, num_clips = 0.0, 0.0, 0
+        scale = MEL if self.time is None else at_rate(MEL, self.heard_rate, cfg.sample_rate)
         for batch in self.crops["valid"].valid_batches(cfg.dataset.batch_size, cfg.dataset.valid.num_samples):
             wav = batch.to(self.device)
             codes = model.quantizer.encode(model.encoder(wav))
             decoded = model.decoder(model.quantizer.decode(codes))[..., : wav.shape[-1]]
             counts += count_codes(codes, model.cardinality)
-            distance += log_mel_distance(decoded, wav, cfg.sample_rate) * len(wav)
+            distance += log_mel_distance(decoded, wav, self.heard_rate, scale=scale) * len(wav)
             ratio += si_sdr(decoded, wav) * len(wav)
             num_clips += len(wav)
         reached = (entropy(counts) / math.log(model.cardinality)).tolist()
@@ -222,8 +247,13 @@ class CodecSolver(Solver):
         for index, wav in enumerate(clips):
             codes = self.model.quantizer.encode(self.model.encoder(wav.to(self.device)))
             decoded = self.model.decoder(self.model.quantizer.decode(codes))[..., : wav.shape[-1]]
-            write_wav(folder / f"{epoch:04d}_{index}.wav", decoded[0].cpu().numpy(), self.cfg.sample_rate)
-            write_wav(folder / f"original_{index}.wav", wav[0].numpy(), self.cfg.sample_rate)
+            for name, sound in ((f"{epoch:04d}_{index}", decoded[0]), (f"original_{index}", wav[0])):
+                write_wav(folder / f"{name}.wav", self._in_clock_time(sound), self.cfg.sample_rate)
+
+    def _in_clock_time(self, wav: torch.Tensor) -> np.ndarray:
+        if self.time is None:
+            return wav.cpu().numpy()
+        return self.time.rendered(wav, self.cfg.sample_rate)
 
     # State.
 
@@ -255,6 +285,7 @@ class CodecSolver(Solver):
             "num_codebooks": model.num_codebooks,
             "cardinality": model.cardinality,
             "frame_rate": float(model.frame_rate),
+            **({} if self.time is None else {"beat_time": asdict(self.time)}),
         }
 
 

@@ -7,6 +7,7 @@ cross-entropy averaged over codebooks, each codebook's own value is reported bes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from micro_musicgen.lm.losses import code_losses
 from micro_musicgen.lm.training import compile_training
 from micro_musicgen.release.source import read_parts
 from micro_musicgen.solvers.base import Solver
+from micro_musicgen.solvers.beat_run import RunTime, codec_warning, run_tracks
 from micro_musicgen.solvers.lm_clips import make_codes, make_player, play, samples
 from micro_musicgen.solvers.lm_codes import code_source
 from micro_musicgen.solvers.lm_conditions import RunConditions
@@ -56,8 +58,15 @@ class LMSolver(Solver):
         self.segment_frames = round(cfg.dataset.segment_duration * self.codec.frame_rate)
         name = dataset_name(self.xp.argv, cfg)
         with distributed.main_first():
+            tracks = {split: run_tracks(cfg, split, self.reporter) for split in ("train", "valid")}
+            self.time = RunTime.of(cfg)
+            if self.time is not None:
+                cfg.dset.codec_frames = self.time.grid.frames_of(self.codec.hop_samples)
+            if (line := codec_warning(self.codec, self.time, tracks["valid"])) is not None:
+                self.reporter.message(line)
             self.crops = {
-                split: code_source(cfg, self.codec, split, name, self.reporter) for split in ("train", "valid")
+                split: code_source(cfg, self.codec, split, name, self.reporter, tracks[split])
+                for split in ("train", "valid")
             }
         torch.manual_seed(cfg.seed)
         model = build_lm(
@@ -224,6 +233,7 @@ class LMSolver(Solver):
             "codec_hash": self.codec.content_hash,
             "num_embedding_parameters": self.spec.num_embedding_parameters,
             "unigram_entropy_valid": entropy.tolist(),
+            **({} if self.time is None else {"beat_time": asdict(self.time.beat_time(self.codec.hop_samples))}),
             **told,
         }
 

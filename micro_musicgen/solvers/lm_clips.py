@@ -42,7 +42,10 @@ def make_player(solver: LMSolver, duration_s: float) -> MicroMusicGen:
         window_s=float(solver.cfg.dataset.segment_duration),
         device=solver.device,
         conditioner=None if solver.conditions is None else OwnConditioner(solver.conditions.provider),
+        beat_time=None if solver.time is None else solver.time.beat_time(codec.hop_samples),
     )
+    if player.beat_time is not None:  # nominal seconds to those at the usual tempo
+        duration_s *= player.codec.frame_rate / player.frame_rate
     player.set_generation_params(
         use_sampling=sampling.use_sampling,
         temperature=sampling.temp,

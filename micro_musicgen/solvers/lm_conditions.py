@@ -1,7 +1,10 @@
-"""What a run's crops are told: descriptions of their tracks, sounds from elsewhere in them, now and then nothing."""
+"""What a run's crops are told: descriptions of their tracks, sounds from elsewhere in them, where in a bar they start,
+now and then nothing.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,14 +12,16 @@ import torch
 from omegaconf import DictConfig
 
 from micro_musicgen import paths
+from micro_musicgen.conditioners.bars import BarsConditioner
 from micro_musicgen.conditioners.base import Conditioner
 from micro_musicgen.conditioners.dropout import ConditionDropout
 from micro_musicgen.conditioners.fusing import Fused, fuse, read_fuser
 from micro_musicgen.conditioners.provider import ConditionProvider
+from micro_musicgen.data.beat_grid import BeatGrid
 from micro_musicgen.data.crop_batch import Crops
 from micro_musicgen.data.descriptions import Descriptions
-from micro_musicgen.data.manifest import read_manifest
 from micro_musicgen.errors import MicroMusicGenError
+from micro_musicgen.solvers.beat_run import known_tracks
 
 Progress = Callable[[int, int], None]
 
@@ -48,7 +53,7 @@ class RunConditions:
         self.spec = read_fuser(config)
         self.seed = int(cfg.seed)
         self.dropout = ConditionDropout.parse(config)
-        tracks = {split: read_manifest(cfg.datasource[split]) for split in SPLITS}
+        tracks = {split: known_tracks(cfg, split) for split in SPLITS}
         self.descriptions = {split: Descriptions(tracks[split], seed=self.seed) for split in SPLITS}
         self.num_described = {
             split: sum(self.descriptions[split].text(index, -1) is not None for index in range(len(tracks[split])))
@@ -61,7 +66,10 @@ class RunConditions:
                 "text; prepare the data set again with --metadata FILE or NAME.json beside the files, or add "
                 "conditioner=none"
             )
-
+        if provider.names("bars") and BeatGrid.parse(cfg) is None:
+            raise MicroMusicGenError(
+                "this model listens to bars, and clock time has none; add dset.time=beats, or conditioner=none"
+            )
         self._warm(progress)
 
     def _warm(self, progress: Progress | None) -> None:
@@ -98,13 +106,24 @@ class RunConditions:
         """Gives what the crops of a batch are told, by name; None where a condition is dropped or not there."""
         texts = [self.descriptions[split].text(t, place) for t, place in zip(crops.tracks, crops.places, strict=True)]
         found: dict[str, list[Any]] = {}
-        for kind, things in (("text", texts), ("audio", list(crops.prompts))):
+        bars = [None if bar is None else (bar.beat, bar.loop_bars) for bar in crops.bars or [None] * len(texts)]
+        for kind, things in (("text", texts), ("audio", list(crops.prompts)), ("bars", bars)):
             for name in self.provider.names(kind):
                 found[name] = [
                     thing if place < 0 or self.dropout.kept(name, seed=self.seed, place=place) else None
                     for thing, place in zip(things, crops.places, strict=True)
                 ]
+        for name in self.provider.names("bars"):
+            pairs = zip(found[name], crops.places, strict=True)
+            found[name] = [bar if bar is None else self._told(name, bar, place) for bar, place in pairs]
         return found
+
+    def _told(self, name: str, bar: tuple[int, int], place: int) -> tuple[int, int]:
+        """Gives what a crop is told of its bars: now and then, while training, not how long its loop is."""
+        conditioner = self.provider.conditioners[name]
+        share = conditioner.settings.loop_dropout if isinstance(conditioner, BarsConditioner) else 0.0
+        draw = random.Random(f"{self.seed}/{place}/loop").random()
+        return (bar[0], 0) if place >= 0 and draw < share else bar
 
     def fused(self, said: Mapping[str, list[Any]], device: torch.device) -> Fused:
         """Gives what is said as the network takes it, with gradients for the conditioners."""

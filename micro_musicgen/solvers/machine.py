@@ -7,16 +7,19 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from micro_musicgen.data.beat_grid import settle_beats
 from micro_musicgen.engine.device import pick_device
 from micro_musicgen.solvers.optimise.precision import settle_precision
 
 
 def settle(cfg: DictConfig) -> DictConfig:
-    """Gives `cfg` with device, precision and thread count filled in where they were left open. Changes it in place."""
+    """Gives `cfg` with device, precision and thread count filled in where they were left open, and in beat time
+    the lengths of crops made whole beats or bars. Changes it in place."""
     cfg.device = str(pick_device(None if cfg.device == "auto" else cfg.device))
     settle_precision(cfg)
     cfg.num_threads = cfg.num_threads or _share_of_cores()
     _settle_encoders(cfg)
+    settle_beats(cfg)
     return cfg
 
 
