@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_home import BOTH, Home
@@ -15,8 +15,6 @@ from pool import run_process
 
 DECODERS = {"diffusion": "v", "regression": "regression"}
 """The decoder and its twin, by objective. The rest of them is equal."""
-AGAIN = "diffusion"
-"""Which of them gains by more training."""
 WIDE = (
     "denoiser.dit.dim=256",
     "denoiser.dit.depth=4",
@@ -33,13 +31,13 @@ IGNORED = ("device=", "num_threads=")
 class DecoderPlan:
     """How a decoder and its twin are trained. network: of config/model/denoiser. more: further overrides of both.
 
-    segment_s: the window that the network learns, and plays in. again: epochs of a second round from the weights of the
-    first. threads: 0 for all; decides no result.
+    twin_epochs: of the twin. segment_s: the window that the network learns, and plays in. threads: 0 for all; decides
+    no result.
     """
 
     network: str = "dit_nano"
-    epochs: int = 14
-    again: int = 8
+    epochs: int = 48
+    twin_epochs: int = 20
     updates: int = 250
     batch_size: int = 8
     lr: str = "1e-3"
@@ -78,7 +76,7 @@ class LMPlan:
         return {"few": self.few_scale, **{f"full_{scale}": scale for scale in self.full_scales}}
 
 
-QUICK_DECODER = DecoderPlan(epochs=2, updates=40, again=0)
+QUICK_DECODER = DecoderPlan(epochs=2, twin_epochs=2, updates=40)
 QUICK_LM = LMPlan(minutes=0.2, full_scales=("nano",))
 
 
@@ -93,7 +91,7 @@ def decoder_argv(home: Home, plan: DecoderPlan, name: str) -> list[str]:
         f"diffusion.loss_weight={plan.loss_weight}",
         f"dataset.batch_size={plan.batch_size}",
         f"dataset.segment_duration={plan.segment_s:g}",
-        f"optim.epochs={plan.epochs}",
+        f"optim.epochs={plan.epochs if name == 'diffusion' else plan.twin_epochs}",
         f"optim.updates_per_epoch={plan.updates}",
         f"optim.lr={plan.lr}",
         f"seed={plan.seed}",
@@ -142,18 +140,7 @@ def train_decoders(home: Home, plan: DecoderPlan) -> dict[str, str]:
     Raises:
         WorkerFailure: one can't be trained.
     """
-    found = {name: train(home, decoder_argv(home, plan, name)) for name in DECODERS}
-    if plan.again:
-        found[AGAIN] = train(home, again_argv(home, plan, found[AGAIN]))
-    return found
-
-
-def again_argv(home: Home, plan: DecoderPlan, first: str) -> list[str]:
-    """Gives the overrides of the decoder's second round. first: reference of the first.
-
-    Its twin has none: its held-out error stands still after a quarter of the first, and rises at its end.
-    """
-    return decoder_argv(home, replace(plan, epochs=plan.again, more=(*plan.more, f"continue_from={first}")), AGAIN)
+    return {name: train(home, decoder_argv(home, plan, name)) for name in DECODERS}
 
 
 def train_lms(home: Home, plan: LMPlan) -> dict[str, str]:
@@ -191,10 +178,7 @@ def are_trained(home: Home, decoders: DecoderPlan, lms: LMPlan) -> bool:
     if not home.is_finished:
         return False
     argvs = [decoder_argv(home, decoders, name) for name in DECODERS] + [lm_argv(home, lms, n) for n in lms.scales]
-    if not all(note_of(home, argv).is_file() for argv in argvs):
-        return False
-    first = f"//sig/{_read(note_of(home, decoder_argv(home, decoders, AGAIN)))['signature']}"
-    return not decoders.again or note_of(home, again_argv(home, decoders, first)).is_file()
+    return all(note_of(home, argv).is_file() for argv in argvs)
 
 
 def _read(note: Path) -> Mapping[str, str]:

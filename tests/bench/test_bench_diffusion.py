@@ -100,10 +100,11 @@ def test_collages_are_of_what_they_are_made_of_and_the_same_for_a_seed(tmp_path:
         assert spectrum[(hz > 200) & (hz < 900)].sum() > 0.95 * spectrum.sum(), "an octave up and down of 440 Hz"
 
 
-def test_decoder_and_twin_differ_by_objective_alone(home: homes.Home) -> None:
+def test_decoder_and_twin_differ_by_objective_and_length_alone(home: homes.Home) -> None:
     plan = models.DecoderPlan(more=("sampling.noise_scale=0.8",))
     ours, twin = (set(models.decoder_argv(home, plan, name)) for name in models.DECODERS)
-    assert ours ^ twin == {"diffusion.objective=v", "diffusion.objective=regression"}
+    lengths = {f"optim.epochs={plan.epochs}", f"optim.epochs={plan.twin_epochs}"}
+    assert ours ^ twin == {"diffusion.objective=v", "diffusion.objective=regression", *lengths}
     assert "sampling.noise_scale=0.8" in ours
 
 
@@ -146,9 +147,9 @@ def test_a_trained_run_is_found_again(home: homes.Home, monkeypatch: pytest.Monk
     plan, language = models.DecoderPlan(), models.LMPlan()
     assert not models.are_trained(home, plan, language)
     found = models.train_decoders(home, plan)
-    assert found == {"diffusion": "//sig/00000002", "regression": "//sig/00000001"}, "the second round of the decoder"
-    assert models.train_decoders(home, replace(plan, threads=4, device="cuda")) == found and len(started) == 3
-    assert models.train_lms(home, language).keys() == {"few", "full_nano", "full_tiny"} and len(started) == 6
+    assert found == {"diffusion": "//sig/00000000", "regression": "//sig/00000001"}
+    assert models.train_decoders(home, replace(plan, threads=4, device="cuda")) == found and len(started) == 2
+    assert models.train_lms(home, language).keys() == {"few", "full_nano", "full_tiny"} and len(started) == 5
     assert models.are_trained(home, plan, language) and not models.are_trained(home, replace(plan, lr="1"), language)
     xp = home.data / "xps" / "00000000"
     xp.mkdir(parents=True)
