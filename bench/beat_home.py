@@ -40,7 +40,7 @@ class BeatPlan:
     codec_updates: int = 250
     beat_epochs: int = 8
     beat_updates: int = 200
-    lm_minutes: float = 10.0
+    lm_minutes: float = 8.0
     beat_lm_minutes: float = 3.0
     scale: str = "tiny"
     segment_bars: int = 4

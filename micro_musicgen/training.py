@@ -47,17 +47,19 @@ SMALL_SET_DROPOUT = 0.2
 class TrainingRequest:
     """What `micro-musicgen train` was asked for.
 
-    minutes: wall time, None to follow the configs' epochs. codec: a reference; None trains one on the data set, or
-    takes the one already trained on it. start_from: a model whose weights, codec and size the LM takes. patience:
-    epochs without a better validation before the LM's run ends. conditioner: what the LM listens to, a name in the
-    config group of that name; auto for bars in beat time and nothing in clock time. text_encoder: reference of the
-    encoder that reads its texts, None for the conditioner's own. time: beats for models in beat time, of
-    `frames_per_beat` codec frames a beat. overrides: Hydra overrides for both runs; lm_overrides: for the second only.
+    minutes: wall time, None to follow the configs' epochs. scale: of those that the backbone has. codec: a
+    reference; None trains one on the data set, or takes the one already trained on it. start_from: a model whose
+    weights, codec and size the LM takes. patience: epochs without a better validation before the LM's run ends.
+    conditioner: what the LM listens to, a name in the config group of that name; auto for bars in beat time and
+    nothing in clock time. text_encoder: reference of the encoder that reads its texts, None for the conditioner's
+    own. time: beats for models in beat time, of `frames_per_beat` codec frames a beat. overrides: Hydra overrides
+    for both runs; lm_overrides: for the second only.
     """
 
     dataset: str
     minutes: float | None = 30.0
     scale: str = "mini"
+    backbone: str = scales.TRANSFORMER
     codec: str | None = None
     codec_scale: str = "nano"
     start_from: str | None = None
@@ -71,8 +73,12 @@ class TrainingRequest:
     lm_overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.scale not in scales.SCALES:
-            raise MicroMusicGenError(f"unknown scale {self.scale!r}; known: {', '.join(scales.SCALES)}")
+        scales.spec(self.scale, backbone=self.backbone)
+        if self.start_from is not None and self.backbone != scales.TRANSFORMER:
+            raise MicroMusicGenError(
+                f"--from {self.start_from} brings its own backbone, so --backbone {self.backbone} can't be had; leave "
+                "one out"
+            )
         if self.start_from is not None and self.codec is not None:
             raise MicroMusicGenError(
                 f"--from {self.start_from} brings its own codec, so --codec {self.codec} can't be had; leave one out"
@@ -229,7 +235,7 @@ def _encoder_overrides(request: TrainingRequest) -> list[str]:
 def _shape_overrides(request: TrainingRequest) -> list[str]:
     """Gives what decides the LM's size: a scale, or the shape of the model that it starts from."""
     if request.start_from is None:
-        return [f"model/lm/model_scale={request.scale}"]
+        return [*_backbone_overrides(request.backbone), f"model/lm/model_scale={request.scale}"]
     from micro_musicgen.release.source import read_parts
     from micro_musicgen.train import main
 
@@ -241,7 +247,7 @@ def _shape_overrides(request: TrainingRequest) -> list[str]:
         raise MicroMusicGenError(
             f"--from {request.start_from} is a model with conditions; train it through dora run continue_from=..."
         )
-    model = [BACKBONES[found.lm["lm_model"]]] if found.lm["lm_model"] in BACKBONES else []
+    model = _backbone_overrides(found.lm["lm_model"])
     composed = main.experiment(["solver=musicgen/micro_32khz", *model, f"dset=audio/{request.dataset}"]).cfg
     decided = ("card", "n_q", "dropout", "attention_dropout")  # the codec's, and this training's own
     shape = [
@@ -254,6 +260,10 @@ def _shape_overrides(request: TrainingRequest) -> list[str]:
         shape.append(f"codebooks_pattern.modeling={pattern}")
     reference = request.start_from if request.start_from.startswith("//") else quoted(request.start_from)
     return [*model, *shape, f"continue_from={reference}"]
+
+
+def _backbone_overrides(backbone: str) -> list[str]:
+    return [BACKBONES[backbone]] if backbone in BACKBONES else []
 
 
 def _dropout(dataset: str) -> float:

@@ -72,6 +72,13 @@ def test_size_table_holds_the_published_numbers(call) -> None:
     assert all(row["total"] == row["embedding"] + row["rest"] for row in rows.values())
 
 
+def test_sizes_of_llamas(call) -> None:
+    rows = {row["scale"]: row for row in json.loads(call("size", "--backbone", "llama", "--json").out)}
+    assert rows["melformer"]["total"] == 5_638_784 and rows["nano"]["total"] == 2_889_344
+    assert "melformer" in call("size", "--backbone", "llama").out
+    refused(call("size", "--backbone", "gru"), "gru", "known: transformer_lm, llama")
+
+
 def refused(done: Outcome, *parts: object) -> None:
     """One line, exit code 2, naming what was wrong."""
     (line,) = done.err.strip().splitlines()[-1:]

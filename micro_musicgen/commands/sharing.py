@@ -66,19 +66,21 @@ def info(
 def size(
     card: Annotated[int, typer.Option(help="Entries of each codebook.")] = 2048,
     num_codebooks: Annotated[int, typer.Option("--codebooks", help="Codebooks of the codec.")] = 4,
+    backbone: Annotated[str, typer.Option(help="transformer_lm or llama.")] = "transformer_lm",
     as_json: JsonFlag = False,
 ) -> None:
     """Print the published sizes: all parameters, those in embeddings and heads, the rest."""
-    from micro_musicgen.lm.scales import SCALES
+    from micro_musicgen.lm.scales import scales_of
     from micro_musicgen.lm.size import size_rows
 
-    rows = [asdict(row) for row in size_rows(card=card, num_codebooks=num_codebooks)]
+    known = scales_of(backbone)
+    rows = [asdict(row) for row in size_rows(card=card, num_codebooks=num_codebooks, backbone=backbone)]
     columns = ("dim", 6), ("layers", 8), ("heads", 7), ("total", 14), ("emb + heads", 14), ("rest", 14), ("fp32 MB", 10)
-    lines = [f"{'scale':8}" + "".join(f"{name:>{width}}" for name, width in columns)]
+    lines = [f"{'scale':10}" + "".join(f"{name:>{width}}" for name, width in columns)]
     for row in rows:
-        s = SCALES[row["scale"]]
+        s = known[row["scale"]]
         counts = f"{row['total']:>14,}{row['embedding']:>14,}{row['rest']:>14,}{row['fp32_mb']:>10.1f}"
-        lines.append(f"{row['scale']:8}{s.dim:>6}{s.num_layers:>8}{s.num_heads:>7}{counts}")
+        lines.append(f"{row['scale']:10}{s.dim:>6}{s.num_layers:>8}{s.num_heads:>7}{counts}")
     lines.append(f"at card {card}; micro is larger than midi: its shape is kept for checkpoints that exist")
     report(as_json, rows, lines)
 

@@ -14,7 +14,12 @@ from micro_musicgen.commands.common import JsonFlag, TimeUnit, report, say
 def train(
     name: Annotated[str, typer.Argument(help="A data set's name, as given to prepare.")],
     minutes: Annotated[float, typer.Option(help="Wall time. Speed is measured once; the steps follow from it.")] = 30.0,
-    scale: Annotated[str, typer.Option(help="Size of the LM: nano, tiny, mini, midi, micro.")] = "mini",
+    scale: Annotated[
+        str, typer.Option(help="Size of the LM: nano, tiny, mini, midi, micro; of llamas also melformer.")
+    ] = "mini",
+    backbone: Annotated[
+        str, typer.Option(help="Of the LM: transformer_lm or llama (docs/llama.md).")
+    ] = "transformer_lm",
     codec: Annotated[str | None, typer.Option(help="Signature, path or Hub id. Trained here when not given.")] = None,
     codec_scale: Annotated[str, typer.Option(help="Size of a codec trained here: nano, micro, base.")] = "nano",
     start_from: Annotated[
@@ -59,6 +64,7 @@ def train(
         dataset=name,
         minutes=minutes,
         scale=scale,
+        backbone=backbone,
         codec=codec,
         codec_scale=codec_scale,
         start_from=start_from,

@@ -229,3 +229,18 @@ def test_a_dry_run_says_what_it_costs(toy_home: Path) -> None:
     assert found.exit_code == 0, found.output
     plan = json.loads(found.stdout)
     assert "dset.time=beats" in plan["lm"]["argv"] and plan["lm"]["steps"] > 0
+
+
+def test_a_llama_of_its_own_scale_is_trained_by_its_name(toy_home: Path) -> None:
+    from micro_musicgen.training import _shape_overrides
+
+    assert _shape_overrides(TrainingRequest(dataset="toy", scale="melformer", backbone="llama")) == [
+        "model=lm/llama_lm",
+        "model/lm/model_scale=melformer",
+    ]
+    with pytest.raises(MicroMusicGenError, match="unknown scale 'melformer'"):
+        TrainingRequest(dataset="toy", scale="melformer")
+    with pytest.raises(MicroMusicGenError, match="unknown backbone 'gru'; known: transformer_lm, llama"):
+        TrainingRequest(dataset="toy", backbone="gru")
+    with pytest.raises(MicroMusicGenError, match="--from x brings its own backbone, so --backbone llama"):
+        TrainingRequest(dataset="toy", backbone="llama", start_from="x")
