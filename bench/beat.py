@@ -119,20 +119,6 @@ def train(home: Home, plan: homes.BeatPlan, wanted: tuple[str, ...]) -> homes.Mo
     return homes.Models(codecs, lms)
 
 
-def wanted_parts(given: argparse.Namespace) -> tuple[str, ...]:
-    """Gives the parts to run.
-
-    Raises:
-        SystemExit: a part that there is not.
-    """
-    wanted = tuple(given.only.split(",")) if given.only else PARTS
-    unknown = [part for part in wanted if part not in PARTS]
-    if unknown:
-        say(f"error: no part {', '.join(unknown)}; known: {', '.join(PARTS)}")
-        raise SystemExit(2)
-    return wanted
-
-
 def main() -> int:
     """Gives the exit code."""
     parser = common.bench_parser((__doc__ or "").split("\n")[0])
@@ -140,7 +126,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, metavar="DIR", help="a data home whose data sets and runs are used")
     parser.add_argument("--threads", type=int, default=0, help="to train with (default: all cores)")
     given = parser.parse_args()
-    wanted = wanted_parts(given)
+    wanted = common.wanted_parts(given.only, PARTS)
     plan = replace(homes.QUICK if given.quick else homes.FULL, threads=given.threads, device=given.device)
     home = homes.home_of(cache_root(given.cache), plan, given.home)
     try:

@@ -226,6 +226,20 @@ def bench_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def wanted_parts(only: str | None, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Gives the parts that `--only` names, all of them without it.
+
+    Raises:
+        SystemExit: a part that there is not.
+    """
+    wanted = tuple(only.split(",")) if only else parts
+    unknown = [part for part in wanted if part not in parts]
+    if unknown:
+        say(f"error: no part {', '.join(unknown)}; known: {', '.join(parts)}")
+        raise SystemExit(2)
+    return wanted
+
+
 def finish(rows: Sequence[Row], given: argparse.Namespace) -> int:
     """Prints the rows of a bench with the options of `bench_parser`, writes `--json`, and gives the exit code."""
     facts = machine(device=given.device, quick=given.quick)

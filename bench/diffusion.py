@@ -206,20 +206,6 @@ def plans_for(given: Any, cache: Path) -> tuple[homes.Home, Plans]:
     return homes.home_of(cache, small.home), small
 
 
-def wanted_parts(given: Any) -> tuple[str, ...]:
-    """Gives the parts to run.
-
-    Raises:
-        SystemExit: a part that there is not.
-    """
-    wanted = tuple(given.only.split(",")) if given.only else PARTS
-    unknown = [part for part in wanted if part not in PARTS]
-    if unknown:
-        say(f"error: no part {', '.join(unknown)}; known: {', '.join(PARTS)}")
-        raise SystemExit(2)
-    return wanted
-
-
 def main() -> int:
     """Gives the exit code."""
     parser = common.bench_parser((__doc__ or "").split("\n")[0])
@@ -228,7 +214,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="to train with (default: all cores)")
     parser.add_argument("--decoder-steps", type=int, help="of the decoder behind the LM (default: for equal time)")
     given = parser.parse_args()
-    wanted = wanted_parts(given)
+    wanted = common.wanted_parts(given.only, PARTS)
     home, plans = plans_for(given, cache_root(given.cache))
     try:
         trained = train(home, plans, wanted)

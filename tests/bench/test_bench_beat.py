@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ sys.path.insert(0, str(BENCH))
 import beat  # noqa: E402
 import beat_home as homes  # noqa: E402
 import diffusion_models  # noqa: E402
+from common import wanted_parts  # noqa: E402
 from diffusion_home import Home  # noqa: E402
 
 
@@ -79,11 +79,11 @@ def test_what_is_trained_is_found_again(home: Home, monkeypatch: pytest.MonkeyPa
 
 
 def test_parts_are_known() -> None:
-    assert beat.wanted_parts(SimpleNamespace(only="audio,rate")) == ("audio", "rate")
-    assert beat.wanted_parts(SimpleNamespace(only=None)) == beat.PARTS
+    assert wanted_parts("audio,rate", beat.PARTS) == ("audio", "rate")
+    assert wanted_parts(None, beat.PARTS) == beat.PARTS
     assert all(callable(getattr(beat.Bench, part)) for part in beat.PARTS)
     with pytest.raises(SystemExit):
-        beat.wanted_parts(SimpleNamespace(only="audio,song"))
+        wanted_parts("audio,song", beat.PARTS)
 
 
 @pytest.mark.parametrize("script", ["beat.py", "beat_home.py"])

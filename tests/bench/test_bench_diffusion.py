@@ -27,7 +27,7 @@ import diffusion_quality as quality  # noqa: E402
 import diffusion_speed as speed  # noqa: E402
 import diffusion_steps as steps  # noqa: E402
 import diffusion_tuning as tuning  # noqa: E402
-from common import aim_met, machine, print_table  # noqa: E402
+from common import aim_met, machine, print_table, wanted_parts  # noqa: E402
 from pool import WorkerFailure  # noqa: E402
 
 RATE = 32000
@@ -299,9 +299,9 @@ def test_parts_that_need_no_models_train_none(monkeypatch: pytest.MonkeyPatch) -
     assert diffusion.train(homes.Home(Path("none")), plans, ("speed", "memory")).decoders == {}
     with pytest.raises(WorkerFailure):
         diffusion.train(homes.Home(Path("none")), plans, ("decoder",))
-    assert diffusion.wanted_parts(SimpleNamespace(only="speed,lm")) == ("speed", "lm")
+    assert wanted_parts("speed,lm", diffusion.PARTS) == ("speed", "lm")
     with pytest.raises(SystemExit):
-        diffusion.wanted_parts(SimpleNamespace(only="speed,song"))
+        wanted_parts("speed,song", diffusion.PARTS)
 
 
 @pytest.mark.parametrize("script", ["diffusion.py", "diffusion_home.py", "diffusion_memory.py"])
