@@ -60,7 +60,7 @@ class LMPlan:
     codebooks: int = 4
     card: int = 256
     few: int = 2
-    minutes: float = 5.0
+    minutes: float = 3.0
     few_scale: str = "nano"
     full_scales: tuple[str, ...] = ("nano", "tiny")
     batch_size: int = 16

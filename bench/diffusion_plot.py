@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffusion_steps import Found
 
 COLOURS = {"plain": "#7f7f7f", "regression": "#d95f02", "diffusion": "#1f77b4"}
+STEP_COLOURS = ("#d95f02", "#1f77b4", "#1b9e77")
 MEASURES = ("log-mel distance", "Frechet distance (log_mel)")
 
 
@@ -51,13 +52,13 @@ def draw_steps(found: Found, path: Path | None = None) -> Path:
     figure, all_axes = _figure(1, 2)
     ends = (found.many.frechet, found.many.mean_mel)
     for place, (axes, end) in enumerate(zip(all_axes[0], ends, strict=True)):
-        for sampler, colour in (("ddim", "#d95f02"), ("dpm", "#1f77b4")):
-            curve = found.curves[sampler]
+        for (sampler, curve), colour in zip(found.curves.items(), STEP_COLOURS, strict=False):
             axes.plot(list(curve), [both[place] for both in curve.values()], "o-", color=colour, label=sampler)
         axes.axhline(end, color="black", linestyle="--", linewidth=0.9, label=f"{MANY[0]}, {MANY[1]} steps")
         axes.axhspan(end / 1.05, end * 1.05, color="black", alpha=0.07, linewidth=0)
         axes.set_xscale("log")
-        axes.set_xticks(list(found.curves["dpm"]), [str(steps) for steps in found.curves["dpm"]])
+        ticks = next(iter(found.curves.values()))
+        axes.set_xticks(list(ticks), [str(steps) for steps in ticks])
         axes.set_xlabel("steps (shaded: within 5 %)")
         axes.set_title(MEASURES[1 - place], fontsize=10)
     all_axes[0][0].legend(frameon=False)
