@@ -25,7 +25,7 @@ ENCODEC = "encodec"
 BEAT_CODECS = {"beat VQ-VAE": "residual"}
 """Beat VQ-VAEs, by what they are called in tables; of config/model/beat_vqvae."""
 LOOPS, BEAT_LM = "loops", "beats"
-"""Language models: of bars over the EnCodec's codes, and of one step a beat over the residual beat VQ-VAE's."""
+"""Language models: of bars over the EnCodec's codes, and of one token a beat, the beat VQ-VAE's first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class BeatPlan:
     beat_epochs: int = 8
     beat_updates: int = 200
     lm_minutes: float = 8.0
-    beat_lm_minutes: float = 3.0
+    beat_lm_minutes: float = 1.0
     scale: str = "tiny"
     segment_bars: int = 4
     threads: int = 0
@@ -187,7 +187,8 @@ def train_lms(home: Home, plan: BeatPlan, codecs: Mapping[str, str]) -> dict[str
     found = {LOOPS: train(home, loops)}
     if "beat VQ-VAE" in codecs:
         small, minutes, bars = replace(plan, scale="nano"), plan.beat_lm_minutes, 4 * plan.segment_bars
-        beats = lm_argv(small, codecs["beat VQ-VAE"], minutes=minutes, card=256, num_codebooks=8, bars=bars)
+        one = f"{codecs['beat VQ-VAE']}:1"  # a few thousand beats say nothing of its finer codebooks
+        beats = lm_argv(small, one, minutes=minutes, card=256, num_codebooks=1, bars=bars)
         found[BEAT_LM] = train(home, beats)
     return found
 

@@ -19,7 +19,7 @@ SOLVERS: dict[str, tuple[str, str]] = {
 }
 """Kind -> module and class in audiocraft. In configs the kind is followed by `_upstream`."""
 
-OUR_DATASET_KEYS = ("ram_gb",)
+OUR_DATASET_KEYS = ("ram_gb", "segment_bars")
 """What audiocraft's data sets would take for an argument of theirs, and refuse."""
 
 
