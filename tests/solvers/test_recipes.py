@@ -115,6 +115,20 @@ def test_activations_grow_with_the_batch() -> None:
     assert one > 4 * steps * (4 * width + 8 * dim), "logits, and several vectors of each step"
 
 
+def test_a_trial_counts_the_frames_of_the_runs_own_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A codec of beats has three frames a second, not fifty."""
+    from types import SimpleNamespace
+
+    from micro_musicgen.solvers.machine import settle
+    from micro_musicgen.solvers.optimise import trial
+
+    monkeypatch.setattr(trial, "load_codec", lambda reference: SimpleNamespace(frame_rate=3.125))
+    cfg = settle(main.experiment([*TOY, "dataset.segment_duration=8"]).cfg)
+    usual = trial.build_trial(cfg).tokens_per_crop
+    cfg.compression_model_checkpoint = "//sig/abc"
+    assert (usual, trial.build_trial(cfg).tokens_per_crop) == (4 * 400, 4 * 25)
+
+
 def test_auto_settles_on_a_real_step_and_leaves_random_numbers_alone() -> None:
     import torch
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from micro_musicgen.codec.builder import build_codec_model, codec_config
+from micro_musicgen.codec.resolve import load_codec
 from micro_musicgen.conditioners.fusing import fuse, read_fuser
 from micro_musicgen.conditioners.provider import ConditionProvider
 from micro_musicgen.diffusion.builder import build_diffusion, diffusion_config
@@ -20,7 +21,7 @@ from micro_musicgen.lm.losses import code_losses
 from micro_musicgen.solvers.optimise.optim import build_optimizer
 
 FRAME_RATE = 50
-"""Codec steps per second, which all codecs of the shipped configs have."""
+"""Codec steps per second, which most codecs have."""
 USUAL_LATENTS = 128
 
 
@@ -89,7 +90,7 @@ def _autocast(cfg: DictConfig) -> torch.autocast:
 def _lm_trial(cfg: DictConfig) -> Trial:
     window_s = float(cfg.dataset.segment_duration)
     model = build_lm(lm_config(cfg), window_s=window_s, device=cfg.device).train()
-    num_codebooks, num_frames = cfg.transformer_lm.n_q, round(FRAME_RATE * window_s)
+    num_codebooks, num_frames = cfg.transformer_lm.n_q, max(1, round(_frame_rate(cfg) * window_s))
     spec, provider = read_fuser(lm_config(cfg)), model.condition_provider
     is_told = isinstance(provider, ConditionProvider) and bool(provider.names())
 
@@ -103,6 +104,14 @@ def _lm_trial(cfg: DictConfig) -> Trial:
 
     optimizer = build_optimizer(model, cfg.optim)
     return Trial(model, optimizer, loss, num_codebooks * num_frames, torch.device(cfg.device))
+
+
+def _frame_rate(cfg: DictConfig) -> float:
+    """Gives the frames a second of a codec that was trained here, which may be as few as one a beat; else the usual
+    number: a trial downloads nothing.
+    """
+    reference = str(cfg.get("compression_model_checkpoint") or "")
+    return load_codec(reference).frame_rate if reference.startswith("//sig/") else FRAME_RATE
 
 
 def _codec_trial(cfg: DictConfig) -> Trial:
