@@ -15,7 +15,8 @@ from micro_musicgen import checkpoints, references
 
 STEPS = 20
 ARGV = (*LM_DEBUG, f"optim.epochs={STEPS}", "optim.updates_per_epoch=1", "optim.lr=3e-3", "dataset.batch_size=4",
-        "dataset.valid.num_samples=6", "generate.every=never", "checkpoint.snapshots=[]", "autocast=false", "label=ddp")  # fmt: skip
+        "dataset.valid.num_samples=6", "generate.every=never", "checkpoint.snapshots=[]", "autocast=false",
+        "label=ddp")  # fmt: skip
 """In fp32, also where there are bf16 units: bf16 rounds otherwise at another batch size."""
 
 
