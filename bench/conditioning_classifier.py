@@ -95,8 +95,8 @@ def _learn(codec: Codec, *, sample_rate: int, num_kits: int, sizes: tuple[int, i
     import torch
     from conditioning_home import EXAM_SEED, JUDGE_SEED
 
+    from micro_musicgen.allocator import keep_freed_memory
     from micro_musicgen.audio.labelled import synthesise_labelled
-    from micro_musicgen.lm.allocator import keep_freed_memory
 
     keep_freed_memory()  # or a third of the time goes into asking the system for it again and again
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PARTS = ("decoder", "steps", "lm", "speed", "memory")
 TRAINED = ("decoder", "steps", "lm")
-"""Parts that need trained models; the others take random ones."""
+"""Parts that need trained models; the others take random ones, speed a trained decoder too where one is there."""
 NUM_CLIPS, QUICK_CLIPS = 64, 8
 QUICK_RESAMPLES = 20
 
@@ -59,7 +59,8 @@ def train(home: homes.Home, plans: Plans, wanted: tuple[str, ...]) -> Trained:
     Raises:
         WorkerFailure: one can't be made.
     """
-    if not set(wanted) & set(TRAINED):
+    is_there = home.is_finished and models.are_decoders_trained(home, plans.decoder)
+    if not set(wanted) & set(TRAINED) and not ("speed" in wanted and is_there):
         return Trained({}, {})
     say("data sets and codec")
     homes.prepare(home, plans.home)

@@ -173,12 +173,16 @@ def note_of(home: Home, argv: Sequence[str]) -> Path:
     return home.notes / f"run-{hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]}.json"
 
 
+def are_decoders_trained(home: Home, plan: DecoderPlan) -> bool:
+    """Says whether the decoder and its twin are there, around a codec that is."""
+    return all(note_of(home, decoder_argv(home, plan, name)).is_file() for name in DECODERS)
+
+
 def are_trained(home: Home, decoders: DecoderPlan, lms: LMPlan) -> bool:
     """Says whether all models of both plans are there."""
-    if not home.is_finished:
+    if not home.is_finished or not are_decoders_trained(home, decoders):
         return False
-    argvs = [decoder_argv(home, decoders, name) for name in DECODERS] + [lm_argv(home, lms, n) for n in lms.scales]
-    return all(note_of(home, argv).is_file() for argv in argvs)
+    return all(note_of(home, lm_argv(home, lms, name)).is_file() for name in lms.scales)
 
 
 def _read(note: Path) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from micro_musicgen.allocator import keep_freed_memory
 from micro_musicgen.diffusion.denoiser import Told, check_frames
 from micro_musicgen.diffusion.guidance import Guided, clips_told, is_conditional
 from micro_musicgen.diffusion.model import LatentDiffusion
@@ -127,7 +128,8 @@ def sample(
 ) -> torch.Tensor:
     """Gives frames as the data has them, fp32 [B, D, num_frames], on the model's device; `told` has to be there.
 
-    A regression model is called once, under the condition: steps and guidance mean nothing to it.
+    A regression model is called once, under the condition: steps and guidance mean nothing to it. On a CPU the process
+    keeps what memory it frees from then on: see `allocator`.
 
     num_clips: B, for models that are told nothing. noise: None for that of `params.seed` from frame 0 on, the same for
     every clip, so that what is told decides alone. on_step: sees normalised frames. dtype: of the network, by autocast.
@@ -138,6 +140,8 @@ def sample(
     """
     check_frames(num_frames, model.denoiser.stride)
     device = model.normaliser.mean.device
+    if device.type == "cpu":
+        keep_freed_memory()
     assert told.aligned is None or told.aligned.shape[-1] == num_frames, (told.aligned.shape, num_frames)
     clips = _num_clips(model, told, num_clips)
     if model.is_regression:

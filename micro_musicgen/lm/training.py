@@ -16,8 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.nn import functional
 
+from micro_musicgen.allocator import keep_freed_memory
 from micro_musicgen.conditioners.fusing import Fused, sin_embedding
-from micro_musicgen.lm.allocator import keep_freed_memory
 from micro_musicgen.lm.attention import cross_attention, cross_mask, dropped, prefix_mask, self_attention
 from micro_musicgen.upstream import audiocraft_module
 
@@ -65,7 +65,7 @@ _plans: weakref.WeakKeyDictionary[Any, Plan] = weakref.WeakKeyDictionary()
 def training_plan(model: Any) -> Plan:
     """Gives the plan of `model`, found out on the first call and the same object ever after.
 
-    That call also has a process that trains on a CPU keep its memory: see `lm.allocator`.
+    That call also has a process that trains on a CPU keep its memory: see `allocator`.
     """
     plan = _plans.get(model)
     if plan is None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from fixtures_models import CARD, lm_config
 
+from micro_musicgen.allocator import keep_freed_memory
 from micro_musicgen.lm import head_loss
-from micro_musicgen.lm.allocator import keep_freed_memory
 from micro_musicgen.lm.builder import build_lm
 from micro_musicgen.lm.losses import code_losses, cross_entropy
 from micro_musicgen.lm.training import (

@@ -67,7 +67,7 @@ class StepProbe:
             return math.inf, math.inf
         used = peak_memory_mb(self._trial.device) * MB
         if self._trial.device.type != "cuda":
-            # Memory that was freed before and kept (lm.allocator) takes part of a step without growing.
+            # Memory that was freed before and kept (allocator) takes part of a step without growing.
             used = max(used - self._before_mb * MB, float(self._trial.activation_bytes(num_crops)))
         return used / self._at_hand, seconds
 

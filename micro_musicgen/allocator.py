@@ -1,7 +1,7 @@
-"""Keeping a training step's memory in the process from one step to the next.
+"""Keeping a step's memory in the process from one step to the next.
 
-glibc maps every large block from the system and gives it back when it is freed, so that each step of training on a CPU
-pays a page fault for every 4 KiB of its activations: a fifth of the time of a small model's step.
+glibc maps every large block from the system and gives it back when it is freed, so that each step of training or of a
+sampler on a CPU pays a page fault for every 4 KiB of its activations: a fifth of the time of a small model's step.
 """
 
 from __future__ import annotations
