@@ -188,6 +188,8 @@ def _run_experiment(cfg: DictConfig) -> Any:
     except MicroMusicGenError as error:
         logger.error("%s", error)
         sys.exit(error.exit_code)
+    finally:
+        distributed.leave()
 
 
 main = Main(_run_experiment, config_name="config", config_path=str(paths.config_dir()), version_base="1.3")
