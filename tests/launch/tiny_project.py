@@ -42,8 +42,8 @@ def main():
         distrib.init("gloo")
         ranks = torch.ones(1) * (distrib.rank() + 1)
         torch.distributed.all_reduce(ranks)
-        torch.distributed.destroy_process_group()  # or torch aborts the process at its end, now and then
-        return xp.link.push_metrics({"train": {"loss": float(ranks), "pid": os.getpid()}})
+        xp.link.push_metrics({"train": {"loss": float(ranks), "pid": os.getpid()}})
+        return torch.distributed.destroy_process_group()  # or torch aborts the process at its end, now and then
     xp.link.load()
     print("resuming from", len(xp.link.history), flush=True)
     for epoch in range(len(xp.link.history), xp.cfg.epochs):
