@@ -30,8 +30,8 @@ LOOPS, BEAT_LM = "loops", "beats"
 
 @dataclass(frozen=True, kw_only=True)
 class BeatPlan:
-    """All that decides the models. minutes: of procedural breaks. lm_minutes: of training, each. threads: 0 for all;
-    decides no result. backbone: of the models that are played.
+    """All that decides the models. minutes: of procedural breaks. lm_minutes, beat_lm_minutes: of training. scale: of
+    the model that makes loops. segment_bars: that it hears at once. threads: 0 for all; decides no result.
     """
 
     minutes: float = 40.0

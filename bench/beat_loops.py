@@ -151,6 +151,6 @@ def draw_repeats(loops: Sequence[Loops], path: Path | None = None, *, index: int
     figure.tight_layout()
     path = path or IMAGES / "beat_loops.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)
     return path

@@ -9,24 +9,15 @@ import torch
 from torch.nn import functional
 
 from micro_musicgen.codec.beat_layers import Past
-from micro_musicgen.codec.wrapping import CodecShape, FrozenCodec
+from micro_musicgen.codec.wrapping import PartedCodec
 from micro_musicgen.errors import MicroMusicGenError
 
 
-class BeatCodec(FrozenCodec):
+class BeatCodec(PartedCodec):
     """A frozen `BeatVqVae`; see `FrozenCodec`. Audio that ends within a frame is made up with silence."""
 
     def __init__(self, model: Any, config: Mapping[str, Any]) -> None:
-        self.config = dict(config)
-        shape = CodecShape(
-            sample_rate=int(model.sample_rate),
-            channels=int(model.channels),
-            hop_samples=int(model.encoder.hop_length),
-            num_codebooks=int(model.num_codebooks),
-            cardinality=int(model.cardinality),
-            latent_dim=int(model.quantizer.dimension),
-        )
-        super().__init__(model, shape, self.config)
+        super().__init__(model, config)
         self.latents_per_beat = int(model.encoder.latents_per_beat)
 
     def stream(self, num_clips: int) -> BeatStream:
@@ -38,18 +29,6 @@ class BeatCodec(FrozenCodec):
     def _encoded(self, wav: torch.Tensor) -> torch.Tensor:
         latents: torch.Tensor = self.model.encoder(functional.pad(wav, (0, -wav.shape[-1] % self.hop_samples)))
         return latents
-
-    def _quantised(self, latents: torch.Tensor) -> torch.Tensor:
-        codes: torch.Tensor = self.model.quantizer.encode(latents)
-        return codes
-
-    def _dequantised(self, codes: torch.Tensor) -> torch.Tensor:
-        latents: torch.Tensor = self.model.quantizer.decode(codes)
-        return latents
-
-    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
-        wav: torch.Tensor = self.model.decoder(latents)
-        return wav
 
 
 class BeatStream:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from micro_musicgen.conditioners.lazy_registry import LazyRegistry
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -25,19 +24,19 @@ CONFIG_KEYS = ("compression_model", "encodec", "seanet", "beat_vqvae", "rvq", "s
 BEATS_KEY = "beats"
 """And of a codec that was trained in beat time: frames_per_beat as the run says it, bpm (the median)."""
 
-_HOMES = {"beat_vqvae": "micro_musicgen.codec.beat_vqvae"}
-"""Where the codecs that ship register themselves."""
+UPSTREAM = "encodec"
+"""The `compression_model` that is audiocraft's own."""
 
-codec_models: Registry[Callable[[Mapping[str, Any]], Any]] = Registry("codec")
+codec_models: LazyRegistry[Callable[[Mapping[str, Any]], Any]] = LazyRegistry(
+    "codec", {"beat_vqvae": "micro_musicgen.codec.beat_vqvae"}
+)
 """Builders of codecs that are not audiocraft's, of plain config data, by `compression_model`."""
 
 
 def is_own(config: Mapping[str, Any]) -> bool:
     """Says whether `config` describes a codec of this project's own, and not an EnCodec of audiocraft's modules."""
     kind = config.get("compression_model")
-    if kind in _HOMES:
-        import_module(_HOMES[kind])
-    return kind in codec_models
+    return kind not in (None, UPSTREAM) and kind in codec_models
 
 
 def frame_samples(config: Mapping[str, Any]) -> int:

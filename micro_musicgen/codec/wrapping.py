@@ -91,6 +91,39 @@ class FrozenCodec:
         raise NotImplementedError
 
 
+class PartedCodec(FrozenCodec):
+    """A frozen codec whose model has encoder, residual quantizer and decoder, as audiocraft's and our own have."""
+
+    def __init__(self, model: Any, config: Mapping[str, Any]) -> None:
+        """config: what the model is built of, which decides with the weights what it gives."""
+        self.config = dict(config)
+        shape = CodecShape(
+            sample_rate=int(model.sample_rate),
+            channels=int(model.channels),
+            hop_samples=int(model.encoder.hop_length),
+            num_codebooks=int(model.num_codebooks),
+            cardinality=int(model.cardinality),
+            latent_dim=int(model.quantizer.dimension),
+        )
+        super().__init__(model, shape, self.config)
+
+    def _encoded(self, wav: torch.Tensor) -> torch.Tensor:
+        latents: torch.Tensor = self.model.encoder(wav)
+        return latents
+
+    def _quantised(self, latents: torch.Tensor) -> torch.Tensor:
+        codes: torch.Tensor = self.model.quantizer.encode(latents)
+        return codes
+
+    def _dequantised(self, codes: torch.Tensor) -> torch.Tensor:
+        latents: torch.Tensor = self.model.quantizer.decode(codes)
+        return latents
+
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        wav: torch.Tensor = self.model.decoder(latents)
+        return wav
+
+
 def content_hash(model: nn.Module, facts: Mapping[str, Any]) -> str:
     """Gives 16 hex digits that name a codec by its facts and every weight, whatever device they are on."""
     return state_hash(model.state_dict(), facts)

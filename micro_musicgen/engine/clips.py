@@ -46,11 +46,11 @@ class ClipRequest:
 
     seed: None draws one. prompt: an audio file whose first `prompt_duration_s` seconds every clip begins with.
     texts, audio_prompts: what the clips are to be like; one for all of them, or one each. cfg_coef, cfg_coef_audio:
-    None for the model's own guidance. duration_s: None for DURATION_S, in beat time for the model's window. bars, bpm,
-    loop, keep_pitch: as `GenerationParams` has them. repeats: how often a file plays its clip. candidates: made of each
-    clip, of which the CLAP model `clap` (a Hub id or a folder) chooses one. batch_size: candidates made at once; it
-    changes speed and memory, never the clips. decoder and
-    what follows: as `MicroMusicGen.get_pretrained` takes them.
+    None for the model's own guidance. duration_s: None for DURATION_S, in beat time for the model's window. bars,
+    bpm, loop, keep_pitch: as `GenerationParams` has them. repeats: how often a file plays its clip. candidates:
+    made of each clip, of which the CLAP model `clap` (a Hub id or a folder) chooses one. batch_size: candidates
+    made at once; it changes speed and memory, never the clips. decoder and what follows: as
+    `MicroMusicGen.get_pretrained` takes them.
     """
 
     release: str

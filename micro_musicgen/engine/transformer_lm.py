@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from micro_musicgen.conditioners.lazy_registry import LazyRegistry
 from micro_musicgen.engine.architecture import Architecture, read_architecture
 from micro_musicgen.engine.layers import Block, CrossAttention, FeedForward, LayerNorm, Part, SelfAttention, gelu
 from micro_musicgen.engine.linear import ALL_INT8_FROM, ROW_MULTIPLE, Linear, make_linear
 from micro_musicgen.engine.threads import ONE_THREAD_BELOW
-from micro_musicgen.registry import Registry
 from micro_musicgen.weights import Shapes
 
 Weights = Mapping[str, torch.Tensor]
@@ -72,22 +71,7 @@ class Backbone(NamedTuple):
     make: MakeNetwork
 
 
-_HOMES = {"llama": "micro_musicgen.engine.llama"}
-"""Where the backbones that ship register themselves, but for audiocraft's, which is below."""
-
-
-class Backbones(Registry[Backbone]):
-    """A registry that knows which module brings a name that is not there yet."""
-
-    def get(self, name: str) -> Backbone:
-        """Gives the backbone called `name`; see `Registry.get`."""
-        if name not in self:
-            for home in _HOMES.values():
-                import_module(home)
-        return super().get(name)
-
-
-backbones = Backbones("language model")
+backbones: LazyRegistry[Backbone] = LazyRegistry("language model", {"llama": "micro_musicgen.engine.llama"})
 """By the config's `lm_model`."""
 
 

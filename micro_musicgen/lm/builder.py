@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from micro_musicgen.conditioners.lazy_registry import LazyRegistry
 from micro_musicgen.contracts import LMSpec
 from micro_musicgen.errors import MicroMusicGenError
-from micro_musicgen.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +34,6 @@ CONFIG_KEYS = (
     "conditioners",
 )
 """The groups of the Hydra config that decide what the model is. A release keeps these and nothing else."""
-
-
-_HOMES = {"llama": "micro_musicgen.lm.llama_builder"}
-"""Where the language models that ship register themselves, but for audiocraft's, which is below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +58,9 @@ class LanguageModel:
     build: Callable[[Mapping[str, Any], Place], Any]
 
 
-class LanguageModels(Registry[LanguageModel]):
-    """A registry that knows which module brings a name that is not there yet."""
-
-    def get(self, name: str) -> LanguageModel:
-        """Gives the language model called `name`; see `Registry.get`."""
-        if name not in self:
-            for home in _HOMES.values():
-                import_module(home)
-        return super().get(name)
-
-
-language_models = LanguageModels("language model")
+language_models: LazyRegistry[LanguageModel] = LazyRegistry(
+    "language model", {"llama": "micro_musicgen.lm.llama_builder"}
+)
 """By the config's `lm_model`."""
 
 
